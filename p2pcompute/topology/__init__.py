@@ -1,0 +1,1 @@
+"""Pure: the network as a graph, its communities and its key nodes."""

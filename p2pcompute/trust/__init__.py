@@ -1,0 +1,1 @@
+"""Pure: receipts, credit and votes on results."""

@@ -1,0 +1,69 @@
+"""What every test shares: a data folder of its own, real parts that are required where they must be, and bounded fuzzing.
+
+Where CI=true, a test that skips because a real part is missing fails instead, so that a green run means that everything ran;
+a part that no machine of the continuous checks can have is listed in `NEVER_IN_CI` with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Beginnings of skip reasons that are honest even where CI=true: hardware and systems that a Linux container cannot be.
+NEVER_IN_CI = ("no GPU", "rights of files do not bind root", "not on this platform", "only on macOS", "only on Windows")
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh data folder, which everything below P2PCOMPUTE_HOME lives in for the length of the test."""
+    folder = tmp_path / "p2pcompute-home"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(folder))
+    return folder
+
+
+def other_pythons() -> tuple[Path, ...]:
+    """Interpreters of other Python versions that have the product: P2PCOMPUTE_TEST_PYTHONS, else what tests/setup.sh noted."""
+    listed = os.environ.get("P2PCOMPUTE_TEST_PYTHONS")
+    noted = ROOT / ".test-env"
+    if listed is None and noted.exists():
+        for line in noted.read_text().splitlines():
+            name, _, value = line.partition("=")
+            if name == "P2PCOMPUTE_TEST_PYTHONS":
+                listed = value
+    return tuple(path for path in map(Path, (listed or "").split(":")) if path.name and path.exists())
+
+
+@pytest.fixture(scope="session", name="other_pythons")
+def other_pythons_fixture() -> tuple[Path, ...]:
+    """The interpreters of `other_pythons()`; skips where there is none."""
+    found = other_pythons()
+    if not found:
+        pytest.skip(
+            "no further Python version with the product installed; tests/setup.sh makes them where it finds one"
+        )
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip into a failure where CI=true."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI", "").lower() in ("1", "true", "yes"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not reason.startswith(NEVER_IN_CI):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped where CI=true: {reason}"
+    return report
