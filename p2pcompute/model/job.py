@@ -1,0 +1,178 @@
+"""Jobs, tasks, leases and results.
+
+A job is a program (code bundle with named entries) applied to many inputs, with an optional aggregation. The machines
+of `jobs/` handle numbers of tasks in batches; payloads, encoded by `execution/values.py`, stay with the shells.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from p2pcompute.model import limits
+from p2pcompute.model.errors import UnknownNameError, UsageError
+from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex
+
+
+class Aggregation(enum.StrEnum):
+    """How results of single tasks become one answer. NONE keeps them apart, in the order of the inputs."""
+
+    NONE = "none"
+    SUM = "sum"
+    AVERAGE = "average"
+    MAX = "max"
+    MIN = "min"
+    CONCAT = "concat"
+    CUSTOM = "custom"
+    REDUCE = "reduce"
+
+    @classmethod
+    def parse(cls, name: str) -> Aggregation:
+        """The aggregation called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
+        try:
+            return cls(name.lower())
+        except ValueError:
+            raise UnknownNameError("aggregation", name, [member.value for member in cls]) from None
+
+
+class OnError(enum.StrEnum):
+    """What a job does when one of its tasks has finally failed: end, or leave it out and report it."""
+
+    RAISE = "raise"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """How a job is run; validated at once, at the submitter.
+
+    `timeout_s`: for one attempt of one task, None for none. `job_timeout_s`: for the whole job. `retries`: further attempts
+    after an attempt that died with its worker, peer or link (a task that raises is not tried again). `priority`: 0 (last)
+    to 9 (first). `memory_bytes`: address space of one worker, None for the peer's own limit. `speculate`: run late
+    copies of the slowest tasks.
+    """
+
+    timeout_s: float | None = None
+    job_timeout_s: float | None = None
+    retries: int = limits.RETRIES_DEFAULT
+    priority: int = 5
+    memory_bytes: int | None = None
+    on_error: OnError = OnError.RAISE
+    speculate: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "job_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}: give seconds above 0, or None for no time-out")
+        if not 0 <= self.retries <= limits.RETRIES_MAX:
+            raise UsageError(f"retries is {self.retries}: give 0 to {limits.RETRIES_MAX}")
+        if not 0 <= self.priority <= 9:
+            raise UsageError(f"priority is {self.priority}: give 0 (last) to 9 (first)")
+        if self.memory_bytes is not None and self.memory_bytes < 32 << 20:
+            raise UsageError(f"memory_bytes is {self.memory_bytes}: a Python worker needs at least 32 MiB")
+
+
+class Outcome(enum.IntEnum):
+    """How one attempt of one task ended. Only RETURNED and RAISED are the function's own doing."""
+
+    RETURNED = 0
+    RAISED = 1
+    TIMED_OUT = 2
+    WORKER_DIED = 3
+    OUT_OF_MEMORY = 4
+    CANCELLED = 5
+    #: The peer gave the task back untouched: it shuts down, or has no room.
+    RETURNED_UNRUN = 6
+    #: The result cannot travel (not serialisable, too large): the function's doing, not worth another attempt.
+    UNSHIPPABLE = 7
+    #: The peer cannot run this program at all: a module is missing, or the bundle does not load.
+    CANNOT_RUN = 8
+    #: The link broke or the peer died; noted by the origin, never sent.
+    PEER_LOST = 9
+
+
+#: Ends a task for good: another attempt would do the same.
+FINAL_OUTCOMES = frozenset({Outcome.RETURNED, Outcome.RAISED, Outcome.UNSHIPPABLE, Outcome.TIMED_OUT})
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run one attempt of one task at one peer."""
+
+    task: TaskIndex
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """How an attempt ended, without its payload: what the pure machines need to know."""
+
+    task: TaskIndex
+    attempt: int
+    outcome: Outcome
+    wall_s: float = 0.0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One line of a task's history."""
+
+    peer: PeerId
+    outcome: Outcome
+    wall_s: float
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Encoded arguments or an encoded result: either the bytes, or the id and size of a blob that holds them."""
+
+    inline: bytes = b""
+    blob: BlobId | None = None
+    size_bytes: int = 0
+
+
+class JobState(enum.StrEnum):
+    """The life of a job as its submitter sees it."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What the submitter asked for. `map_entry`, `reduce_entry`: names of entries of the program.
+
+    `expected_tasks` is None while an iterator of unknown length is still being read.
+    """
+
+    job: JobId
+    name: str
+    program: ProgramId
+    map_entry: str
+    aggregation: Aggregation
+    reduce_entry: str | None
+    options: JobOptions
+    expected_tasks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How far a job is. `fraction_running`: sum of the fractions that running tasks have reported."""
+
+    job: JobId
+    state: JobState
+    tasks_total: int | None
+    tasks_done: int
+    tasks_failed: int
+    tasks_running: int
+    fraction_running: float
+    retries: int
+    duplicates_dropped: int
+    done_by_peer: tuple[tuple[PeerId, int], ...]
+    elapsed_s: float
+    message: str = ""

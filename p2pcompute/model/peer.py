@@ -1,0 +1,156 @@
+"""Peers as others see them: addresses, roles, the record a peer signs about itself, and the view of a network."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from p2pcompute.model.capability import Capability
+from p2pcompute.model.errors import UsageError
+from p2pcompute.model.ids import NetworkId, PeerId
+
+
+class Role(enum.StrEnum):
+    """What an invitation allows its holder to do."""
+
+    OBSERVE = "observe"
+    SUBMIT = "submit"
+    COMPUTE = "compute"
+    ADMIN = "admin"
+
+
+DEFAULT_ROLES = frozenset({Role.SUBMIT, Role.COMPUTE})
+
+
+class Isolation(enum.StrEnum):
+    """How a peer holds other people's code, weakest first."""
+
+    PROCESS = "process"
+    SANDBOX = "sandbox"
+    WASM = "wasm"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where a TCP port is. `host` is an IPv4 or IPv6 address, or, only in what a person typed, a host name."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether `host` is an address rather than a name."""
+        try:
+            ipaddress.ip_address(self.host.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Address:
+        """`host:port`, `[v6]:port`, or `host` where a default port is given. Raises UsageError."""
+        stripped = text.strip()
+        if stripped.startswith("["):
+            host, bracket, rest = stripped[1:].partition("]")
+            host = host if bracket and (not rest or rest.startswith(":")) else ""
+            port_text = rest.removeprefix(":")
+        elif stripped.count(":") > 1:
+            host, port_text = stripped, ""
+        else:
+            host, _, port_text = stripped.partition(":")
+        if not port_text and default_port is not None:
+            port_text = str(default_port)
+        if not host or not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+            raise UsageError(f"not an address: {text!r}; write host:port, for example 192.168.1.20:9876")
+        return cls(host, int(port_text))
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One peer's measurement of its link to another: round trip in seconds, throughput in megabits a second."""
+
+    peer: PeerId
+    rtt_s: float
+    bandwidth_mbps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """What a peer says about itself. Its signed form, `wire.record.SignedRecord`, is what travels.
+
+    (`incarnation`, `sequence`) orders the records of one peer; nobody else can write one. `slots` is how many tasks
+    it runs at a time for others (0: lends nothing). `unknown` keeps fields of later versions, by name.
+    """
+
+    peer: PeerId
+    network: NetworkId
+    incarnation: int
+    sequence: int
+    name: str
+    addresses: tuple[Address, ...]
+    capability: Capability | None
+    slots: int
+    load: float
+    roles: frozenset[Role]
+    isolation: Isolation
+    python: str
+    platform: str
+    version: str
+    edges: tuple[Edge, ...] = ()
+    functions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    leaving: bool = False
+    unknown: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Newer records of one peer compare greater."""
+        return (self.incarnation, self.sequence)
+
+
+class PeerStatus(enum.StrEnum):
+    """What this peer believes about another."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEntry:
+    """One row of a view: a record, what is believed about its peer, and since when (`monotonic` seconds)."""
+
+    record: PeerRecord
+    status: PeerStatus
+    since: float
+    linked: bool = False
+    rtt_s: float | None = None
+    bandwidth_mbps: float | None = None
+    invitation: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """A snapshot of the network as one peer sees it; jobs read it and never reach back into membership.
+
+    `entries` are ordered by peer id and never contain the peer itself, whose own record is `own`. `version` grows with every change.
+    """
+
+    own: PeerRecord
+    entries: tuple[PeerEntry, ...]
+    version: int
+
+    def entry(self, peer: PeerId) -> PeerEntry | None:
+        """The row of `peer`, or None where it is unknown or this peer itself."""
+        return next((entry for entry in self.entries if entry.record.peer == peer), None)
+
+    @property
+    def alive(self) -> tuple[PeerEntry, ...]:
+        """The rows of peers that are believed to be up."""
+        return tuple(entry for entry in self.entries if entry.status is PeerStatus.ALIVE)
