@@ -1,0 +1,1 @@
+"""What crosses a wire: identity, certificates, messages, strict decoding, framing, versions."""

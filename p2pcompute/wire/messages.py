@@ -1,0 +1,397 @@
+"""Every message that crosses a link, with its limits; `docs/protocol.md` is generated from this file.
+
+A message is a frame whose payload is msgpack: [kind, fields]. Kinds are never used twice: a kind that is withdrawn keeps its
+number. The classes say who sends them and what follows; the machines that send and receive them decide when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from p2pcompute.model import limits
+from p2pcompute.model.errors import ProtocolError
+from p2pcompute.model.ids import BLOB_ID_BYTES, JOB_ID_BYTES, NETWORK_ID_BYTES
+from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.peer import Isolation
+from p2pcompute.wire.codec import (
+    Check,
+    Converted,
+    Many,
+    Maybe,
+    Plain,
+    Raw,
+    Real,
+    Row,
+    Schema,
+    Text,
+    Truth,
+    Whole,
+    pack,
+    unpack,
+)
+
+_JOB = Raw(JOB_ID_BYTES, JOB_ID_BYTES)
+_BLOB = Raw(BLOB_ID_BYTES, BLOB_ID_BYTES)
+_TASK = Whole(0, 1 << 62)
+_ATTEMPT = Whole(0, 1_000_000)
+_OUTCOME = Converted(Whole(0, 255), Outcome, int)
+
+
+class _PayloadCheck(Check):
+    """Bytes for a payload that travels inside, [id, size] for one that is fetched as a blob."""
+
+    def load(self, value: Any) -> Payload:
+        if type(value) is bytes:
+            if len(value) > limits.FRAME_BYTES_MAX:
+                raise ProtocolError(f"{len(value)} payload bytes inside a message")
+            return Payload(inline=value, size_bytes=len(value))
+        if (
+            type(value) is list
+            and len(value) == 2
+            and type(value[0]) is bytes
+            and len(value[0]) == BLOB_ID_BYTES
+            and type(value[1]) is int
+            and 0 <= value[1] <= limits.VALUE_BYTES_MAX
+        ):
+            return Payload(blob=value[0], size_bytes=value[1])  # type: ignore[arg-type]
+        raise ProtocolError("expected payload bytes, or the id and size of a blob")
+
+    def dump(self, value: Payload) -> Any:
+        return value.inline if value.blob is None else [value.blob, value.size_bytes]
+
+
+PAYLOAD = _PayloadCheck()
+
+
+class Message:
+    """What `Link.send` takes. `kind`: the number on the wire."""
+
+    kind: ClassVar[int]
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """First message of both sides, before anything else is believed.
+
+    `invitations`: DER certificates, the one that issued the sender's leaf first, then its issuers below the owner (an invitation
+    by an admin has one). `record`: the sender's signed record. `instance`: new at each start, so that a restart is noticed.
+    """
+
+    kind: ClassVar[int] = 1
+    newest: Annotated[int, Whole(1, 1_000_000)]
+    oldest: Annotated[int, Whole(1, 1_000_000)]
+    network: Annotated[bytes, Raw(NETWORK_ID_BYTES, NETWORK_ID_BYTES)]
+    invitations: Annotated[tuple[bytes, ...], Many(Raw(limits.CERTIFICATE_BYTES_MAX), 2)]
+    record: Annotated[bytes, Raw(limits.RECORD_BYTES_MAX)]
+    agent: Annotated[str, Text()]
+    instance: Annotated[bytes, Raw(16, 8)]
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye(Message):
+    """The sender closes the link and says why: `reason` for programs, `text` for people."""
+
+    kind: ClassVar[int] = 2
+    reason: Annotated[str, Text(64)]
+    text: Annotated[str, Text(1024)] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Asks for a Pong with the same number; measures the round trip and keeps the link alive."""
+
+    kind: ClassVar[int] = 3
+    nonce: Annotated[int, Whole()]
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """The answer to Ping. `held_us`: how long the receiver kept it, in microseconds."""
+
+    kind: ClassVar[int] = 4
+    nonce: Annotated[int, Whole()]
+    held_us: Annotated[int, Whole()] = 0
+
+
+# --- membership -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Records(Message):
+    """Signed records of any peers, newest known to the sender. A receiver passes on what was new to it."""
+
+    kind: ClassVar[int] = 10
+    records: Annotated[tuple[bytes, ...], Many(Raw(limits.RECORD_BYTES_MAX), limits.RECORDS_PER_MESSAGE_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations(Message):
+    """The owner's signed list of revoked invitations and peers."""
+
+    kind: ClassVar[int] = 11
+    signed: Annotated[bytes, Raw(limits.FRAME_BYTES_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewals(Message):
+    """Invitations signed again by the owner: DER certificates over the same keys with a later end."""
+
+    kind: ClassVar[int] = 12
+    invitations: Annotated[tuple[bytes, ...], Many(Raw(limits.CERTIFICATE_BYTES_MAX), 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectQuery(Message):
+    """Asks linked peers whether they still hear `peer`; answered by SuspectAnswer."""
+
+    kind: ClassVar[int] = 13
+    peer: Annotated[bytes, Raw(32, 32)]
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectAnswer(Message):
+    """`heard_s`: seconds since the sender last heard `peer` over its own link; None: it has no link to it."""
+
+    kind: ClassVar[int] = 14
+    peer: Annotated[bytes, Raw(32, 32)]
+    heard_s: Annotated[float | None, Maybe(Real(0, 1e9))]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobOpen(Message):
+    """Origin to lender: may I send tasks of this job? Answered by JobAccept or JobRefuse.
+
+    The lender fetches the program (a blob) before it accepts. `slots_wanted`: how many tasks at a time would be useful.
+    """
+
+    kind: ClassVar[int] = 20
+    job: Annotated[bytes, _JOB]
+    program: Annotated[bytes, _BLOB]
+    program_bytes: Annotated[int, Whole(0, limits.PROGRAM_BYTES_MAX)]
+    name: Annotated[str, Text()]
+    priority: Annotated[int, Whole(0, 9)]
+    timeout_s: Annotated[float | None, Maybe(Real(0, 1e9))] = None
+    memory_bytes: Annotated[int | None, Maybe(Whole(0, 1 << 60))] = None
+    epoch: Annotated[int, Whole()] = 0
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobAccept(Message):
+    """Lender to origin: the program is here and loads; credit follows in Grant."""
+
+    kind: ClassVar[int] = 21
+    job: Annotated[bytes, _JOB]
+    isolation: Annotated[Isolation, Converted(Text(32), Isolation, str)] = Isolation.PROCESS
+
+
+@dataclass(frozen=True, slots=True)
+class JobRefuse(Message):
+    """Lender to origin: not here. `reason`: "role", "module", "bundle", "busy", "none-lent"; `module`: the one that is missing."""
+
+    kind: ClassVar[int] = 22
+    job: Annotated[bytes, _JOB]
+    reason: Annotated[str, Text(32)]
+    text: Annotated[str, Text(4096)]
+    module: Annotated[str, Text()] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant(Message):
+    """Lender to origin: so many slots are yours now, over all your jobs. Replaces the grant before."""
+
+    kind: ClassVar[int] = 23
+    slots: Annotated[int, Whole(0, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks(Message):
+    """Origin to lender: rows of (task, attempt, entry number, arguments)."""
+
+    kind: ClassVar[int] = 24
+    job: Annotated[bytes, _JOB]
+    rows: Annotated[
+        tuple[tuple[int, int, int, Payload], ...],
+        Many(Row((_TASK, _ATTEMPT, Whole(0, 255), PAYLOAD)), limits.BATCH_TASKS_MAX),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Results(Message):
+    """Lender to origin: rows of (task, attempt, outcome, wall microseconds, payload).
+
+    The payload is the encoded result for RETURNED, the encoded failure (`execution/values.py`) for RAISED and
+    UNSHIPPABLE, and a UTF-8 sentence for every other outcome.
+    """
+
+    kind: ClassVar[int] = 25
+    job: Annotated[bytes, _JOB]
+    rows: Annotated[
+        tuple[tuple[int, int, Outcome, int, Payload], ...],
+        Many(Row((_TASK, _ATTEMPT, _OUTCOME, Whole(), PAYLOAD)), limits.BATCH_TASKS_MAX),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksCancel(Message):
+    """Origin to lender: these attempts are not wanted any more; running code is stopped."""
+
+    kind: ClassVar[int] = 26
+    job: Annotated[bytes, _JOB]
+    rows: Annotated[tuple[tuple[int, int], ...], Many(Row((_TASK, _ATTEMPT)), limits.DECODE_ITEMS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class JobClose(Message):
+    """Origin to lender: the job has ended; stop what runs, drop what waits, forget results."""
+
+    kind: ClassVar[int] = 27
+    job: Annotated[bytes, _JOB]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNews(Message):
+    """Lender to origin while tasks run: progress rows (task, fraction or -1, message), output rows (task, 1 or 2, bytes)."""
+
+    kind: ClassVar[int] = 28
+    job: Annotated[bytes, _JOB]
+    progress: Annotated[
+        tuple[tuple[int, float, str], ...], Many(Row((_TASK, Real(-1, 1), Text(1024))), limits.BATCH_TASKS_MAX)
+    ] = ()
+    output: Annotated[
+        tuple[tuple[int, int, bytes], ...],
+        Many(Row((_TASK, Whole(1, 2), Raw(limits.TASK_OUTPUT_BYTES_MAX))), limits.BATCH_TASKS_MAX),
+    ] = ()
+
+
+# --- blobs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlobWant(Message):
+    """Send me this blob on the stream that I name; answered by chunks on the stream, or BlobMissing."""
+
+    kind: ClassVar[int] = 40
+    blob: Annotated[bytes, _BLOB]
+    stream: Annotated[int, Whole(1, (1 << 32) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class BlobMissing(Message):
+    """I do not hold it (any more)."""
+
+    kind: ClassVar[int] = 41
+    stream: Annotated[int, Whole(1, (1 << 32) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class EchoWant(Message):
+    """Send me so many bytes of noise on the stream that I name: measures throughput."""
+
+    kind: ClassVar[int] = 42
+    stream: Annotated[int, Whole(1, (1 << 32) - 1)]
+    size_bytes: Annotated[int, Whole(0, 8 << 20)]
+
+
+# --- control socket ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Message):
+    """Client to peer, over the control socket: do `method` with `arguments`; answered by Notices, then Answer or Fault."""
+
+    kind: ClassVar[int] = 60
+    call: Annotated[int, Whole()]
+    method: Annotated[str, Text(64)]
+    arguments: Annotated[dict[str, Any], Plain()]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed(Message):
+    """Client to peer: more input for an open call (inputs of a job); `end`: this was the last."""
+
+    kind: ClassVar[int] = 61
+    call: Annotated[int, Whole()]
+    value: Annotated[Any, Plain()]
+    end: Annotated[bool, Truth()] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Message):
+    """Peer to client: something on the way to the answer, such as progress or single results."""
+
+    kind: ClassVar[int] = 62
+    call: Annotated[int, Whole()]
+    value: Annotated[Any, Plain()]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Message):
+    """Peer to client: the value of the call."""
+
+    kind: ClassVar[int] = 63
+    call: Annotated[int, Whole()]
+    value: Annotated[Any, Plain()]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault(Message):
+    """Peer to client: the call failed. `error`: class name from `model/errors.py`; `attributes`: its plain attributes."""
+
+    kind: ClassVar[int] = 64
+    call: Annotated[int, Whole()]
+    error: Annotated[str, Text(64)]
+    text: Annotated[str, Text(limits.TRACEBACK_CHARS_MAX)]
+    attributes: Annotated[dict[str, Any], Plain()] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup(Message):
+    """Client to peer: the answer to this call is not wanted any more; the peer cancels it."""
+
+    kind: ClassVar[int] = 65
+    call: Annotated[int, Whole()]
+
+
+#: What may cross a link between peers.
+LINK_MESSAGES: tuple[type[Message], ...] = (
+    Hello, Goodbye, Ping, Pong, Records, Revocations, Renewals, SuspectQuery, SuspectAnswer, JobOpen, JobAccept, JobRefuse,
+    Grant, Tasks, Results, TasksCancel, JobClose, TaskNews, BlobWant, BlobMissing, EchoWant,
+)  # fmt: skip
+#: What may cross a control socket.
+CONTROL_MESSAGES: tuple[type[Message], ...] = (Call, Feed, Notice, Answer, Fault, Hangup, Goodbye, Ping, Pong)
+
+
+class MessageCodec:
+    """Turns messages of one family into frame payloads and back. Immutable once built, safe to share."""
+
+    def __init__(self, family: tuple[type[Message], ...]) -> None:
+        self._by_kind = {cls.kind: Schema(cls) for cls in family}
+        self._by_class: dict[type[Message], Schema[Any]] = {schema.cls: schema for schema in self._by_kind.values()}
+
+    def encode(self, message: Message) -> bytes:
+        """The payload of the frame that carries `message`."""
+        return pack([message.kind, self._by_class[type(message)].to_fields(message)])
+
+    def decode(
+        self, payload: bytes | bytearray | memoryview, *, bytes_max: int = limits.FRAME_BYTES_MAX
+    ) -> Message | None:
+        """The message, or None for a kind that this version does not know. Raises ProtocolError."""
+        value = unpack(payload, bytes_max=bytes_max)
+        if type(value) is not list or len(value) != 2 or type(value[0]) is not int:
+            raise ProtocolError("a frame holds [kind, fields]")
+        schema = self._by_kind.get(value[0])
+        if schema is None:
+            return None
+        message: Message = schema.from_fields(value[1])
+        return message
+
+
+LINK_CODEC = MessageCodec(LINK_MESSAGES)
+CONTROL_CODEC = MessageCodec(CONTROL_MESSAGES)
