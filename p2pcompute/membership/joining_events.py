@@ -1,0 +1,131 @@
+"""What the joining machine is told and what it answers; `joining.py` is the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from p2pcompute.membership.machine import Tick
+from p2pcompute.model import limits
+from p2pcompute.model.ids import PeerId
+from p2pcompute.model.peer import Address
+
+Source = Literal["flag", "file", "config", "invitation", "lan", "remembered", "record"]
+
+#: Sources in the order in which they are served and kept.
+SOURCES: tuple[Source, ...] = ("flag", "invitation", "config", "file", "lan", "remembered", "record")
+#: A person named these: dialled until somebody answers, however many links are up.
+NAMED: frozenset[Source] = frozenset({"flag", "invitation", "config", "file"})
+#: Never given up.
+LASTING: frozenset[Source] = NAMED | {"remembered"}
+#: Somebody sits before the screen and waits.
+HURRIED: frozenset[Source] = frozenset({"flag", "lan"})
+
+
+@dataclass(frozen=True, slots=True)
+class JoiningSettings:
+    """How eagerly to dial; the defaults are the product's."""
+
+    #: Links below which every known peer is dialled.
+    links_wanted: int = limits.LINKS_MAX
+    #: Links beyond which nobody is.
+    links_max: int = limits.LINKS_MAX
+    #: Dials under way at a time.
+    dials_at_once_max: int = limits.DIALS_AT_ONCE_MAX
+    #: Candidates remembered.
+    candidates_max: int = limits.CANDIDATES_MAX
+    #: First window of the back-off, seconds.
+    backoff_base_s: float = 1.0
+    #: Its cap, seconds.
+    backoff_cap_s: float = 300.0
+    #: Its cap where somebody waits, seconds.
+    backoff_hurried_cap_s: float = 60.0
+    #: Seconds between tries after a permanent refusal; varied by a quarter.
+    refused_retry_s: float = 600.0
+    #: The next address of one peer follows after so many seconds.
+    next_address_s: float = 0.3
+    #: The higher of two ids waits up to so many seconds before its first dial.
+    yield_max_s: float = 0.3
+    #: A link that lasted for so many seconds was a good one: its loss is followed by a quick try.
+    stable_s: float = 30.0
+    #: A lost good link is dialled again within so many seconds.
+    redial_max_s: float = 1.0
+    #: A dial whose end is never told counts as failed after so many seconds.
+    dial_lost_s: float = limits.DIAL_TIMEOUT_S + limits.HANDSHAKE_TIMEOUT_S + 5.0
+    #: A LAN hint that no beacon repeats is good for so many seconds.
+    lan_forget_s: float = limits.BEACON_FORGET_S
+    #: An address in a record that no newer record repeats is good for so many seconds.
+    record_forget_s: float = limits.RECORD_EXPIRY_S
+    #: `LinkWanted` holds for so many seconds.
+    wanted_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateHeard:
+    """`source` says that a peer listens at `address`: `peer`, or whoever it is."""
+
+    address: Address
+    source: Source
+    peer: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DialEnded:
+    """The dial of `address` ended. `peer`: the `expected` of its Dial, or who answered; `error_kind`: None where it
+    succeeded, else an `AdmissionReason` or any other name; `permanent`: trying again soon cannot help.
+    """
+
+    address: Address
+    peer: PeerId | None
+    error_kind: str | None = None
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A link to `peer` is up. `address`: where this peer dialled it, None where it was accepted."""
+
+    peer: PeerId
+    address: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The link to `peer` is gone, and no other to it is left."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkWanted:
+    """Somebody here needs a link to `peer` now, however many are up."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerForgotten:
+    """The peer book has forgotten `peer`: what its record said is worth nothing any more."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class NetworksChanged:
+    """This machine's own networks, as "address/prefix": their addresses are tried first."""
+
+    networks: tuple[str, ...]
+
+
+Event = CandidateHeard | DialEnded | LinkUp | LinkDown | LinkWanted | PeerForgotten | NetworksChanged | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to `address`; refuse anybody but `expected` where that is not None. Answered by DialEnded."""
+
+    address: Address
+    expected: PeerId | None
+
+
+Effect = Dial
