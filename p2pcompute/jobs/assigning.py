@@ -1,0 +1,139 @@
+"""Who works on what at a lending peer: batches to idle workers, workers started and replaced, slots granted.
+
+The part of the lending machine that runs after every event; formulas are in `fairness.py` and `speed.py`.
+"""
+
+from __future__ import annotations
+
+from p2pcompute.jobs import fairness
+from p2pcompute.jobs.borrowers import Binding, Books, BorrowedJob, Borrower, Worker
+from p2pcompute.jobs.lend_events import Effect, Grant, RetireWorker, RunBatch, SpawnWorker
+from p2pcompute.model.ids import PeerId
+
+#: Work handed to a worker at a time: fifty times what the hop to it costs.
+WORKER_BATCH_S = 0.004
+#: A worker that has been idle for so long goes: its memory is of more use to the owner.
+IDLE_WORKER_S = 60.0
+
+
+class Assigning:
+    """Decides over the workers and slots of `books`."""
+
+    def __init__(self, books: Books) -> None:
+        #: Origins, workers, slots; shared with the rest of the machine.
+        self._books = books
+        #: Token of the next worker asked for.
+        self._next_token = 1
+
+    def go_on(self, now: float, out: list[Effect]) -> None:
+        """Do everything that has become possible."""
+        self._put_to_work(now, out)
+        self._retire_idle(now, out)
+        self._grant(now, out)
+
+    def deadline(self) -> float | None:
+        """When something becomes possible by itself: an origin's activity or a worker's idleness runs out."""
+        times = [
+            borrower.active_at + fairness.ACTIVE_S
+            for borrower in self._books.origins.values()
+            if not borrower.has_work and (not borrower.jobs or borrower.granted not in (0, 1))
+        ]
+        times += [worker.idle_since + IDLE_WORKER_S for worker in self._books.workers.values() if worker.is_idle]
+        return min(times, default=None)
+
+    def _put_to_work(self, now: float, out: list[Effect]) -> None:
+        """Give idle workers rows, and start or replace workers where rows wait for one; the least served origin first."""
+        stuck: list[PeerId] = []
+        while True:
+            hungry = [
+                borrower
+                for borrower in self._books.origins.values()
+                if borrower.origin not in stuck and any(job.queue for job in borrower.jobs.values())
+            ]
+            if not hungry:
+                return
+            borrower = min(hungry, key=lambda b: (b.busy / b.weight, b.served, b.origin))
+            if not self._run_one(borrower, now, out):
+                stuck.append(borrower.origin)
+
+    def _run_one(self, borrower: Borrower, now: float, out: list[Effect]) -> bool:
+        """One batch of this origin to one idle worker; False where it has none, after asking for one."""
+        busy = sum(bool(worker.rows) for worker in self._books.workers.values())
+        if busy >= self._books.slots:
+            return False
+        for job in borrower.next_jobs():
+            idle = [worker for worker in self._books.workers_of(job.binding) if worker.is_idle]
+            if not idle:
+                self._ask_for_worker(job, now, out)
+                continue
+            size = fairness.worker_batch(
+                job.speed.task_s, job.batch, len(job.queue), min(len(idle), self._books.slots - busy), WORKER_BATCH_S
+            )
+            job.batch = size
+            worker = idle[0]
+            rows = tuple(job.queue.popleft() for _ in range(min(size, len(job.queue))))
+            worker.rows = dict.fromkeys(rows)
+            worker.job = job
+            borrower.busy += 1
+            job.busy += 1
+            out.append(RunBatch(worker.worker, borrower.origin, job.job, rows))
+            return True
+        return False
+
+    def _ask_for_worker(self, job: BorrowedJob, now: float, out: list[Effect]) -> None:
+        """Start a worker for waiting rows: in a free slot, or in place of an idle worker of others."""
+        starting = sum(binding == job.binding for binding in self._books.spawning.values())
+        starting += sum(not worker.ready and not worker.leaving for worker in self._books.workers_of(job.binding))
+        while starting < len(job.queue):
+            if self._books.processes() >= self._books.slots:
+                victim = self._replaceable(job.binding)
+                if victim is None:
+                    return
+                self.retire(victim, out)
+            self.spawn(job.binding, out)
+            starting += 1
+
+    def _replaceable(self, binding: Binding) -> Worker | None:
+        """The worker that has been idle longest, of another binding, whose own queue is empty or whose tenure is over."""
+        idle = [worker for worker in self._books.workers.values() if worker.is_idle and worker.binding != binding]
+        free = [
+            worker
+            for worker in idle
+            if worker.tenure_s >= fairness.TENURE_S or not self._books.waiting_for(worker.binding)
+        ]
+        return min(free, key=lambda worker: (worker.idle_since, worker.worker), default=None)
+
+    def spawn(self, binding: Binding, out: list[Effect]) -> None:
+        """Ask for a worker that serves `binding`."""
+        token = self._next_token
+        self._next_token += 1
+        self._books.spawning[token] = binding
+        out.append(SpawnWorker(token, binding.origin, binding.program, binding.memory_bytes))
+
+    def retire(self, worker: Worker, out: list[Effect]) -> None:
+        """Let a worker go, once."""
+        if not worker.leaving:
+            worker.leaving = True
+            out.append(RetireWorker(worker.worker))
+
+    def _retire_idle(self, now: float, out: list[Effect]) -> None:
+        """Let workers go that have long been idle, or for which there is no slot any more."""
+        idle = sorted(
+            (worker for worker in self._books.workers.values() if worker.is_idle),
+            key=lambda worker: (worker.idle_since, worker.worker),
+        )
+        for worker in idle:
+            if now >= worker.idle_since + IDLE_WORKER_S or self._books.processes() > self._books.slots:
+                self.retire(worker, out)
+
+    def _grant(self, now: float, out: list[Effect]) -> None:
+        """Tell origins their part of the slots where it has changed; forget those that are long done."""
+        for origin in [o for o, b in self._books.origins.items() if not b.jobs and not b.is_active(now)]:
+            # Its last grant may stand at the other end: what comes of it is only queued, or given back.
+            del self._books.origins[origin]
+        rows = [(origin, b.weight, b.is_active(now)) for origin, b in sorted(self._books.origins.items())]
+        for origin, slots in fairness.divide(self._books.slots, rows).items():
+            borrower = self._books.origins[origin]
+            if borrower.granted != slots:
+                borrower.granted = slots
+                out.append(Grant(origin, slots))

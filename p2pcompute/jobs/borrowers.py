@@ -1,0 +1,152 @@
+"""The books of a lending peer: origins with their jobs and queues, and workers with what they have in hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from p2pcompute.jobs.fairness import ACTIVE_S, weight_of
+from p2pcompute.jobs.lend_events import Row
+from p2pcompute.jobs.speed import Speed
+from p2pcompute.model.ids import JobId, PeerId, ProgramId
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Whom a worker serves, for its whole life: one origin, one program, one limit of memory."""
+
+    origin: PeerId
+    program: ProgramId
+    memory_bytes: int | None
+
+
+@dataclass(slots=True)
+class BorrowedJob:
+    """One job of one origin. Attributes as in `lend_events.OriginOpened`."""
+
+    job: JobId
+    binding: Binding
+    priority: int
+    #: Number of the job at this peer; orders by age.
+    serial: int
+    #: Rows that wait for a worker, oldest first.
+    queue: deque[Row] = field(default_factory=deque)
+    #: Every row that waits or runs and is still wanted: a row that comes twice is passed over.
+    live: set[Row] = field(default_factory=set)
+    #: Seconds a task takes.
+    speed: Speed = field(default_factory=Speed)
+    #: Size of the last batch to a worker.
+    batch: int = 1
+    #: Workers that run rows of it now.
+    busy: int = 0
+    #: Whether it was closed or refused; another job of the same id may be open then.
+    closed: bool = False
+    #: Seconds of work, since it was opened; begins where the least served of its equals is.
+    served_s: float = 0.0
+
+
+class Borrower:
+    """One origin that has jobs open here."""
+
+    def __init__(self, origin: PeerId, now: float, served: float) -> None:
+        #: Its id.
+        self.origin = origin
+        #: Its open jobs.
+        self.jobs: dict[JobId, BorrowedJob] = {}
+        #: Slots that it was told it has; None before the first grant.
+        self.granted: int | None = None
+        #: Workers of its own that run something now.
+        self.busy = 0
+        #: Seconds of work over weight, since the start; new origins begin where the least served one is.
+        self.served = served
+        #: When it last had something waiting or running, or opened a job.
+        self.active_at = now
+
+    @property
+    def weight(self) -> int:
+        """What its foremost job makes it worth; 1 without jobs."""
+        return max((weight_of(job.priority) for job in self.jobs.values()), default=1)
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait, over all its jobs."""
+        return sum(len(job.queue) for job in self.jobs.values())
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return self.busy > 0 or any(job.queue for job in self.jobs.values())
+
+    def is_active(self, now: float) -> bool:
+        """Whether it keeps its full part of the slots."""
+        return self.has_work or now < self.active_at + ACTIVE_S
+
+    def next_jobs(self) -> list[BorrowedJob]:
+        """Its jobs with waiting rows, in the order in which they are served: by priority, the least served, then the oldest."""
+        waiting = [job for job in self.jobs.values() if job.queue]
+        if len(waiting) > 1:
+            waiting.sort(key=lambda job: (-job.priority, job.busy, job.served_s, job.serial))
+        return waiting
+
+    def least_served_s(self, priority: int) -> float:
+        """Where a new job of this priority begins."""
+        return min((job.served_s for job in self.jobs.values() if job.priority == priority), default=0.0)
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, worker: int, binding: Binding, now: float) -> None:
+        #: Its number, from the shell.
+        self.worker = worker
+        #: Whom it serves.
+        self.binding = binding
+        #: Whether its program is loaded.
+        self.ready = False
+        #: Whether it was told to go, or its program failed; it gets nothing more.
+        self.leaving = False
+        #: Job of the rows in its hands, which may have been closed since; None while idle.
+        self.job: BorrowedJob | None = None
+        #: Rows in its hands.
+        self.rows: dict[Row, None] = {}
+        #: Seconds of work that it has done.
+        self.tenure_s = 0.0
+        #: Since when it is idle.
+        self.idle_since = now
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be given rows, or be replaced."""
+        return self.ready and not self.leaving and not self.rows
+
+
+class Books:
+    """Everything that a lending peer knows about its origins and workers."""
+
+    def __init__(self, slots: int) -> None:
+        #: Tasks that run here at a time, from 0 up.
+        self.slots = slots
+        #: Origins with open jobs, or that had some until a moment ago.
+        self.origins: dict[PeerId, Borrower] = {}
+        #: Living workers.
+        self.workers: dict[int, Worker] = {}
+        #: Workers asked for that have no number yet, by token.
+        self.spawning: dict[int, Binding] = {}
+
+    def job(self, origin: PeerId, job: JobId) -> BorrowedJob | None:
+        """An open job, or None."""
+        borrower = self.origins.get(origin)
+        return borrower.jobs.get(job) if borrower is not None else None
+
+    def workers_of(self, binding: Binding) -> list[Worker]:
+        """Workers that serve `binding`, also those that are starting or leaving."""
+        return [worker for worker in self.workers.values() if worker.binding == binding]
+
+    def waiting_for(self, binding: Binding) -> bool:
+        """Whether rows wait for a worker of `binding`."""
+        borrower = self.origins.get(binding.origin)
+        return borrower is not None and any(job.queue and job.binding == binding for job in borrower.jobs.values())
+
+    def processes(self) -> int:
+        """Workers that have a slot, or are about to: those told to go are as good as gone."""
+        return len(self.spawning) + sum(not worker.leaving for worker in self.workers.values())

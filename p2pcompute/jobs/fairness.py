@@ -1,0 +1,52 @@
+"""How a lending peer divides its slots among origins, and who comes next.
+
+Origins that have work share all slots in proportion to their weights (the priority of their foremost job, plus one), at least one
+each, so that everybody gets on; an origin that has had no work for a while keeps one slot, so that its next task needs no round
+trip of credit. Which tasks run next is decided by slots in use and by time used, both over the weight: so
+it does not help an origin to have more tasks, more jobs or longer tasks than others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from p2pcompute.jobs.speed import batch_tasks
+from p2pcompute.model.ids import PeerId
+
+#: An origin without work keeps its full part for so long: results travel, and the next tasks come back.
+ACTIVE_S = 1.0
+#: A worker bound to a program with waiting tasks serves it for so long before its slot may go to another program: starting a
+#: worker costs about 50 ms.
+TENURE_S = 0.25
+
+
+def weight_of(priority: int) -> int:
+    """1 to 10, for priorities 0 to 9."""
+    return 1 + min(max(priority, 0), 9)
+
+
+def divide(slots: int, wanted: Sequence[tuple[PeerId, int, bool]]) -> dict[PeerId, int]:
+    """Slots by origin, from rows of (origin, weight, has work).
+
+    Largest remainders, ties to the lower id. Every origin gets at least 1 where `slots` is above 0, so that with more
+    origins than slots the sum is larger than `slots`: the tasks then take turns.
+    """
+    if slots <= 0:
+        return {origin: 0 for origin, _, _ in wanted}
+    active = [(origin, weight) for origin, weight, has_work in wanted if has_work]
+    total = sum(weight for _, weight in active)
+    parts = {origin: slots * weight // total for origin, weight in active}
+    left = slots - sum(parts.values())
+    by_remainder = sorted(active, key=lambda row: (-(slots * row[1] % total), row[0]))
+    for origin, _ in by_remainder[:left]:
+        parts[origin] += 1
+    return {origin: max(1, parts.get(origin, 0)) for origin, _, _ in wanted}
+
+
+def worker_batch(task_s: float | None, current: int, waiting: int, workers: int, target_s: float) -> int:
+    """Tasks for one idle worker: `target_s` of work by what was learned (`speed.batch_tasks`), but not more than its part.
+
+    `waiting` tasks over `workers` workers that are idle: each gets at most ⌈waiting / workers⌉, so that nobody idles beside a
+    worker with a queue.
+    """
+    return max(1, min(batch_tasks(task_s, current, target_s), -(-waiting // max(workers, 1))))

@@ -1,0 +1,380 @@
+"""The book of one job at its origin: which tasks wait, which are leased to whom, which are settled.
+
+Every task that was added is in exactly one of three places: a queue, the leases, or the count of settled ones; a task with a
+late copy is leased twice. A result counts only if it comes from the holder of a lease, with the attempt number of that lease,
+and settling a task removes both its leases: so each task is settled exactly once whatever arrives how often.
+
+Leases of one batch share one `Held` object, so the hot path costs one dictionary entry a task. The book knows no
+peers beyond its shares, no credit and no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from p2pcompute.jobs.retries import HARMLESS, failed_at, is_given_up
+from p2pcompute.jobs.shares import Held, Share, ShareState
+from p2pcompute.jobs.speculation import overdue_at
+from p2pcompute.jobs.speed import Speed
+from p2pcompute.jobs.taskset import TaskSet
+from p2pcompute.model.ids import PeerId, TaskIndex
+from p2pcompute.model.job import FINAL_OUTCOMES, Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
+
+
+@dataclass(slots=True)
+class Settling:
+    """What a batch of reports came to."""
+
+    #: Final outcomes, each counted for the first time.
+    completed: list[tuple[TaskReport, PeerId]] = field(default_factory=list)
+    #: Copies that lost the race.
+    cancelled: list[tuple[Share, Lease]] = field(default_factory=list)
+    #: Attempts that died and will be repeated.
+    retried: list[tuple[TaskIndex, PeerId, Outcome]] = field(default_factory=list)
+    #: Tasks without further attempts, with the last outcome and the history.
+    given_up: list[tuple[TaskIndex, Outcome, tuple[Attempt, ...]]] = field(default_factory=list)
+    #: Late and double results.
+    discarded: int = 0
+    #: Tasks that wait again, in the order in which they were lost.
+    requeued: list[TaskIndex] = field(default_factory=list)
+    #: Tasks that the peer gave back untouched.
+    returned: int = 0
+    #: The peer cannot run the program: what it said, else None.
+    cannot_run: str | None = None
+
+    def cancelled_at(self) -> dict[PeerId, list[Lease]]:
+        """The copies that lost the race, by peer."""
+        by_peer: dict[PeerId, list[Lease]] = {}
+        for share, lease in self.cancelled:
+            by_peer.setdefault(share.peer, []).append(lease)
+        return by_peer
+
+    def first_failure(self) -> tuple[TaskIndex, Outcome, str] | None:
+        """The first task that failed for good, how, and in words."""
+        for report, _ in self.completed:
+            if report.outcome is not Outcome.RETURNED:
+                return report.task, report.outcome, report.detail
+        for task, outcome, history in self.given_up:
+            return task, outcome, history[-1].detail if history else ""
+        return None
+
+
+class JobBook:
+    """One job of this origin."""
+
+    def __init__(self, spec: JobSpec, serial: int, now: float) -> None:
+        #: What the submitter asked for.
+        self.spec = spec
+        #: Number of the job at this origin; orders jobs by age.
+        self.serial = serial
+        #: When it was opened.
+        self.opened_at = now
+        #: RUNNING until it ends, and never again after.
+        self.state = JobState.RUNNING
+        #: When it ended; None while RUNNING.
+        self.ended_at: float | None = None
+        #: Tasks to be repeated; they go before the fresh ones.
+        self.again: deque[TaskIndex] = deque()
+        #: Tasks that were never leased, in the order in which they were added.
+        self.fresh: deque[TaskIndex] = deque()
+        #: Leased tasks; none of them waits in a queue.
+        self.leases: dict[TaskIndex, Held] = {}
+        #: Late copies: a part of the leased tasks, each at another peer than its lease.
+        self.copies: dict[TaskIndex, Held] = {}
+        #: Batches with open leases, by serial; oldest first.
+        self.batches: dict[int, Held] = {}
+        #: Serial of the next batch.
+        self.next_batch = 1
+        #: Attempts that died, of tasks that are not settled.
+        self.history: dict[TaskIndex, list[Attempt]] = {}
+        #: Newest attempt number of unsettled tasks that had more than one.
+        self.attempts: dict[TaskIndex, int] = {}
+        #: Every task that was added.
+        self.known = TaskSet()
+        #: Every task that is settled: a part of `known`.
+        self.settled = TaskSet()
+        #: How many of the settled ones failed.
+        self.failed = 0
+        #: Attempts that were repeated.
+        self.retries = 0
+        #: Late and double results that were dropped.
+        self.duplicates = 0
+        #: Results that counted, by the peer they came from; survives the peer.
+        self.done_by_peer: dict[PeerId, int] = {}
+        #: What leased tasks said about themselves, 0 to 1.
+        self.fractions: dict[TaskIndex, float] = {}
+        #: One for each usable peer that the job was offered to.
+        self.shares: dict[PeerId, Share] = {}
+        #: No task will be added any more.
+        self.inputs_ended = False
+        #: Inputs asked for and not yet added.
+        self.asked = 0
+        #: `Stalled` was said and is still true.
+        self.stalled = False
+        #: Seconds a task takes, over all peers.
+        self.speed = Speed()
+
+    @property
+    def waiting(self) -> int:
+        """Tasks in the queues."""
+        return len(self.again) + len(self.fresh)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every task is settled and none will come."""
+        return self.inputs_ended and not self.leases and not self.again and not self.fresh
+
+    def order(self) -> tuple[int, int]:
+        """Jobs that are served first compare less: by priority, then by age."""
+        return (-self.spec.options.priority, self.serial)
+
+    def add(self, tasks: Iterable[TaskIndex]) -> int:
+        """Queue the tasks that are new; how many were."""
+        before = len(self.known)
+        add, append = self.known.add, self.fresh.append
+        for task in tasks:
+            if add(task):
+                append(task)
+        return len(self.known) - before
+
+    # --- leasing ------------------------------------------------------------------------------------------------------
+
+    def lease(self, share: Share, count: int, now: float, elsewhere: Callable[[TaskIndex], bool]) -> tuple[Lease, ...]:
+        """Lease up to `count` waiting tasks to `share`, repeated ones first.
+
+        `elsewhere` says of a task that failed at this peer whether it should rather wait for another one.
+        """
+        rows: list[Lease] = []
+        if self.again:
+            kept: list[TaskIndex] = []
+            while self.again and len(rows) < count:
+                task = self.again.popleft()
+                if failed_at(self.history.get(task, ()), share.peer) and elsewhere(task):
+                    kept.append(task)
+                else:
+                    rows.append(self._lease_again(task, share, now, self.leases))
+            self.again.extendleft(reversed(kept))
+        fresh = min(count - len(rows), len(self.fresh))
+        if fresh > 0:
+            held = self._batch(share, 1, now, fresh)
+            popleft, leases = self.fresh.popleft, self.leases
+            for _ in range(fresh):
+                task = popleft()
+                leases[task] = held
+                rows.append(Lease(task, 1))
+        return tuple(rows)
+
+    def copy(self, task: TaskIndex, share: Share, now: float) -> Lease:
+        """Lease a second attempt of a leased task to another peer."""
+        assert task not in self.copies
+        assert self.leases[task].share is not share
+        return self._lease_again(task, share, now, self.copies)
+
+    def _lease_again(self, task: TaskIndex, share: Share, now: float, leases: dict[TaskIndex, Held]) -> Lease:
+        # Even a harmless loss makes a new number: a stray report of the old attempt must not count for the new.
+        attempt = self.attempts.get(task, 1) + 1
+        self.attempts[task] = attempt
+        leases[task] = self._batch(share, attempt, now, 1)
+        return Lease(task, attempt)
+
+    def _batch(self, share: Share, attempt: int, now: float, count: int) -> Held:
+        share.out += count
+        held = Held(self.next_batch, share, attempt, now, share.out)
+        held.open = count
+        self.batches[held.serial] = held
+        self.next_batch += 1
+        return held
+
+    def _release(self, held: Held) -> None:
+        held.share.out -= 1
+        held.open -= 1
+        if not held.open:
+            del self.batches[held.serial]
+
+    # --- settling -----------------------------------------------------------------------------------------------------
+
+    def take_reports(self, share: Share, reports: Iterable[TaskReport]) -> Settling:
+        """Settle what `reports` from `share` settle, and queue again what they lost."""
+        done = Settling()
+        leases, settle, peer = self.leases, self._settle, share.peer
+        learned = 0
+        learned_s = 0.0
+        for report in reports:
+            task = report.task
+            held = leases.get(task)
+            if held is None or held.share is not share or held.attempt != report.attempt:
+                held = self.copies.get(task)
+                if held is None or held.share is not share or held.attempt != report.attempt:
+                    done.discarded += report.outcome not in HARMLESS
+                    continue
+            outcome = report.outcome
+            if outcome in FINAL_OUTCOMES:
+                settle(task, held, done)
+                done.completed.append((report, peer))
+                if outcome is Outcome.RETURNED or outcome is Outcome.RAISED:
+                    learned += 1
+                    learned_s += report.wall_s
+                self.failed += outcome is not Outcome.RETURNED
+            else:
+                self._lose(task, held, Attempt(peer, outcome, report.wall_s, report.detail), done)
+        self.done_by_peer[peer] = self.done_by_peer.get(peer, 0) + len(done.completed)
+        self.duplicates += done.discarded
+        self.again.extendleft(reversed(done.requeued))
+        if learned:
+            share.learn(learned_s, learned)
+        return done
+
+    def discard(self, reports: Iterable[TaskReport]) -> int:
+        """Count results that come too late to matter; how many there were."""
+        late = sum(report.outcome not in HARMLESS for report in reports)
+        self.duplicates += late
+        return late
+
+    def lose_share(self, share: Share, outcome: Outcome, detail: str, now: float) -> Settling:
+        """Take back every lease that `share` holds, as attempts that ended with `outcome`."""
+        done = Settling()
+        for leases in (self.copies, self.leases):
+            for task, held in [row for row in leases.items() if row[1].share is share]:
+                self._lose(task, held, Attempt(share.peer, outcome, now - held.since, detail), done)
+        self.again.extendleft(reversed(done.requeued))
+        return done
+
+    def drop(self, tasks: Iterable[TaskIndex]) -> Settling:
+        """Settle tasks that nobody wants any more; what they had out is to be cancelled."""
+        done = Settling()
+        for task in tasks:
+            if task not in self.known or task in self.settled:
+                continue
+            self.settled.add(task)
+            for leases in (self.leases, self.copies):
+                held = leases.pop(task, None)
+                if held is not None:
+                    self._release(held)
+                    done.cancelled.append((held.share, Lease(task, held.attempt)))
+            for queue in (self.again, self.fresh):
+                if task in queue:
+                    queue.remove(task)
+            self._forget(task)
+        return done
+
+    def end(self, state: JobState, now: float) -> None:
+        """The job has ended: forget everything that only a running one needs."""
+        self.state = state
+        self.ended_at = now
+        self.stalled = False
+        for kept in (self.again, self.fresh, self.leases, self.copies, self.batches, self.history, self.attempts):
+            kept.clear()
+        self.fractions.clear()
+        self.shares.clear()
+
+    def _settle(self, task: TaskIndex, winner: Held, done: Settling) -> None:
+        """Take a task out of the leases for good; its other lease, where it has one, lost the race."""
+        added = self.settled.add(task)
+        assert added, f"task {task} was settled twice"
+        held = self.leases.pop(task)
+        self._release(held)
+        if self.copies:
+            copy = self.copies.pop(task, None)
+            if copy is not None:
+                self._release(copy)
+                loser = copy if winner is held else held
+                done.cancelled.append((loser.share, Lease(task, loser.attempt)))
+        self._forget(task)
+
+    def _forget(self, task: TaskIndex) -> None:
+        # The tests spare the hot path three look-ups a task.
+        if self.attempts:
+            self.attempts.pop(task, None)
+        if self.history:
+            self.history.pop(task, None)
+        if self.fractions:
+            self.fractions.pop(task, None)
+
+    def _lose(self, task: TaskIndex, held: Held, attempt: Attempt, done: Settling) -> None:
+        """One of the leases of `task` ended without a final outcome."""
+        outcome = attempt.outcome
+        self._release(held)
+        self.fractions.pop(task, None)
+        if outcome is Outcome.CANNOT_RUN:
+            done.cannot_run = attempt.detail
+        elif outcome in HARMLESS:
+            done.returned += 1
+        else:
+            self.history.setdefault(task, []).append(attempt)
+        copy = self.copies.pop(task, None)
+        if copy is not None:
+            # The other attempt still runs and becomes the only one.
+            if copy is not held:
+                self.leases[task] = copy
+            return
+        del self.leases[task]
+        history = tuple(self.history.get(task, ()))
+        if outcome not in HARMLESS and is_given_up(history, self.spec.options.retries):
+            self.settled.add(task)
+            self.failed += 1
+            self._forget(task)
+            done.given_up.append((task, outcome, history))
+            return
+        if outcome not in HARMLESS:
+            self.retries += 1
+            done.retried.append((task, attempt.peer, outcome))
+        done.requeued.append(task)
+
+    # --- late leases --------------------------------------------------------------------------------------------------
+
+    def overdue(self, now: float, slots_at: Callable[[PeerId], int]) -> tuple[list[TaskIndex], float | None]:
+        """Leased tasks that are overdue and have no copy, oldest batch first; and when the next batch becomes overdue."""
+        late: dict[int, list[TaskIndex]] = {}
+        next_at: float | None = None
+        for held in self.batches.values():
+            share = held.share
+            task_s = share.speed.task_s if share.speed.task_s is not None else self.speed.task_s
+            at = overdue_at(
+                since=held.since, ahead=held.ahead, slots=slots_at(share.peer), task_s=task_s, rtt_s=share.rtt_s
+            )
+            if at is None:
+                continue
+            if at <= now:
+                late[held.serial] = []
+            elif next_at is None or at < next_at:
+                next_at = at
+        if not late:
+            return [], next_at
+        for task, held in self.leases.items():
+            if held.serial in late and task not in self.copies:
+                late[held.serial].append(task)
+        return [task for serial in sorted(late) for task in late[serial]], next_at
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where the book contradicts itself."""
+        if self.state is not JobState.RUNNING:
+            assert not (self.leases)
+            assert not (self.copies)
+            assert not (self.again)
+            assert not (self.fresh)
+            assert not (self.shares)
+            assert not (self.batches)
+            return
+        queued = [*self.again, *self.fresh]
+        assert len(set(queued)) == len(queued)
+        assert not any(task in self.leases or task in self.settled for task in queued)
+        assert not any(task in self.settled for task in self.leases)
+        assert len(self.known) == len(queued) + len(self.leases) + len(self.settled)
+        out: dict[int, int] = {}
+        open_: dict[int, int] = {}
+        for leases in (self.leases, self.copies):
+            for task, held in leases.items():
+                assert task in self.known
+                assert self.shares.get(held.share.peer) is held.share
+                assert held.share.state is ShareState.READY
+                out[id(held.share)] = out.get(id(held.share), 0) + 1
+                open_[held.serial] = open_.get(held.serial, 0) + 1
+        for task, held in self.copies.items():
+            assert self.leases[task].share is not held.share
+        for share in self.shares.values():
+            assert share.out == out.get(id(share), 0)
+            assert (share.refusal is None) == (share.state is not ShareState.REFUSED)
+        assert {serial: held.open for serial, held in self.batches.items()} == open_
+        assert not any(task in self.settled for task in (*self.history, *self.attempts, *self.fractions))

@@ -1,0 +1,89 @@
+"""Offering jobs to peers: the part of the dispatch machine that decides where a job is open (`openings.py` has the rules)."""
+
+from __future__ import annotations
+
+from p2pcompute.jobs import openings
+from p2pcompute.jobs.dispatch_events import Effect, OpenAt, Refusal
+from p2pcompute.jobs.leases import JobBook
+from p2pcompute.jobs.roster import Lender, Roster, candidate
+from p2pcompute.jobs.shares import Share, ShareState
+
+
+class Offering:
+    """Opens jobs at peers of `roster`."""
+
+    def __init__(self, roster: Roster) -> None:
+        #: Peers, jobs and alarms, shared with the rest of the machine.
+        self._roster = roster
+
+    def to_more_peers(self, book: JobBook, now: float, out: list[Effect]) -> None:
+        """Offer the job to further peers, as many as it can use."""
+        room = self._room(book, now)
+        if room == 0:
+            return
+        free = [
+            lender for lender in self._roster.lenders.values() if lender.peer not in book.shares and lender.has_seat
+        ]
+        if free:
+            for peer in self._roster.plan([candidate(lender, None) for lender in free])[:room]:
+                self.offer(book, self._roster.lenders[peer], now, out)
+
+    def for_waiting(self, book: JobBook, now: float, out: list[Effect]) -> None:
+        """Tasks wait although peers have just been filled: a job that is open at some peers only may need more."""
+        if book.waiting and len(book.shares) < len(self._roster.lenders):
+            self.to_more_peers(book, now, out)
+
+    def to_peer(self, lender: Lender, now: float, out: list[Effect]) -> None:
+        """Offer a peer the jobs that could use it, as far as it has seats."""
+        for book in self._roster.running:
+            if not lender.has_seat:
+                return
+            if lender.peer not in book.shares and self._room(book, now) != 0:
+                self.offer(book, lender, now, out)
+
+    def offer(self, book: JobBook, lender: Lender, now: float, out: list[Effect]) -> None:
+        """Offer a job to a peer, for the first time or again."""
+        job, peer = book.spec.job, lender.peer
+        share = book.shares.get(peer)
+        if share is None:
+            share = book.shares[peer] = lender.shares[job] = Share(book, peer, lender.rtt_s, now)
+        share.state = ShareState.OPENING
+        share.refusal = None
+        share.opened_at = now
+        book.stalled = False
+        self._roster.timers.set(("share", job, peer), now + openings.PATIENCE_S)
+        out.append(OpenAt(peer, job))
+
+    def note_refusal(self, share: Share, reason: str, text: str, now: float) -> None:
+        """A peer refused; where the refusal passes with time, the job is offered again later."""
+        assert not share.out
+        share.state = ShareState.REFUSED
+        share.refusal = Refusal(share.peer, reason, text)
+        share.refusals += 1
+        pause_s = openings.refusal_pause_s(reason, share.refusals)
+        alarm = ("share", share.job.spec.job, share.peer)
+        self._roster.timers.clear(alarm)
+        if pause_s is not None:
+            self._roster.timers.set(alarm, now + pause_s)
+
+    def offer_again(self, share: Share, now: float, out: list[Effect]) -> None:
+        """The pause after a refusal is over."""
+        lender = self._roster.lenders[share.peer]
+        if lender.has_seat:
+            self.offer(share.job, lender, now, out)
+        else:
+            self._roster.timers.set(("share", share.job.spec.job, share.peer), now + openings.PATIENCE_S)
+
+    def nobody_left(self, book: JobBook) -> bool:
+        """Whether no usable peer has the job, has been offered it, or could be."""
+        if any(share.state is not ShareState.REFUSED for share in book.shares.values()):
+            return False
+        return all(peer in book.shares for peer in self._roster.lenders)
+
+    def _room(self, book: JobBook, now: float) -> int | None:
+        """Further peers that the job can use; None for any number."""
+        wanted = openings.openings_wanted(book)
+        if wanted is None:
+            return None
+        open_ = sum(self._roster.may_run(share, now) for share in book.shares.values())
+        return max(0, wanted - open_)

@@ -1,0 +1,134 @@
+"""What a submitter asked for, checked at once: options by name, their types and ranges, and what an aggregation needs.
+
+Every door (library, command line, control socket) comes through here, so that a wrong name is the same error everywhere:
+`UnknownNameError` with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TypeVar
+
+from p2pcompute.model.errors import UnknownNameError, UsageError
+from p2pcompute.model.ids import JobId, ProgramId
+from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError
+
+T = TypeVar("T")
+
+#: Names that `options_of` takes.
+OPTION_NAMES: tuple[str, ...] = tuple(field.name for field in fields(JobOptions))
+#: Aggregations that run a function of the program.
+NEEDS_REDUCE = frozenset({Aggregation.REDUCE, Aggregation.CUSTOM})
+
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+_NONE = frozenset({"", "none", "null"})
+
+
+def options_of(named: Mapping[str, object]) -> JobOptions:
+    """Options from names and values; values may be text, as a command line or a file has them.
+
+    Raises UnknownNameError for a name that is no option, UsageError for a value of the wrong type or range.
+    """
+    values: dict[str, object] = {}
+    for name, value in named.items():
+        if name not in _PARSERS:
+            raise UnknownNameError("option", name, OPTION_NAMES)
+        values[name] = _PARSERS[name](name, value)
+    return JobOptions(**values)  # type: ignore[arg-type]
+
+
+def aggregation_of(value: Aggregation | str) -> Aggregation:
+    """The aggregation of that name. Raises UnknownNameError, or UsageError for what is no name at all."""
+    if isinstance(value, Aggregation):
+        return value
+    if not isinstance(value, str):
+        raise UsageError(f"an aggregation is named by a text such as 'sum', not by {type(value).__name__}")
+    return Aggregation.parse(value)
+
+
+def spec_of(
+    *,
+    job: JobId,
+    name: str,
+    program: ProgramId,
+    map_entry: str,
+    aggregation: Aggregation | str,
+    reduce_entry: str | None,
+    options: JobOptions,
+    expected_tasks: int | None = None,
+) -> JobSpec:
+    """A job, checked as a whole. Raises UsageError where aggregation and reduce function do not fit."""
+    kind = aggregation_of(aggregation)
+    if kind in NEEDS_REDUCE and reduce_entry is None:
+        raise UsageError(f"aggregation {kind.value!r} needs a reduce function: give one, or choose another aggregation")
+    if kind not in NEEDS_REDUCE and reduce_entry is not None:
+        raise UsageError(f"aggregation {kind.value!r} uses no reduce function: leave it out, or ask for 'reduce'")
+    if expected_tasks is not None and expected_tasks < 0:
+        raise UsageError(f"expected_tasks is {expected_tasks}: give the number of inputs, or None where it is unknown")
+    return JobSpec(job, name, program, map_entry, kind, reduce_entry, options, expected_tasks)
+
+
+def _wrong(name: str, value: object, wanted: str) -> UsageError:
+    return UsageError(f"{name} is {value!r}: give {wanted}")
+
+
+def _or_none(parse: Callable[[str, object], T]) -> Callable[[str, object], T | None]:
+    def parse_or_none(name: str, value: object) -> T | None:
+        if value is None or (isinstance(value, str) and value.strip().lower() in _NONE):
+            return None
+        return parse(name, value)
+
+    return parse_or_none
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _wrong(name, value, "seconds as a number, such as 2.5, or none") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _wrong(name, value, "seconds as a number, such as 2.5, or None for no time-out")
+    return float(value)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, str):
+        try:
+            value = int(value)
+        except ValueError:
+            raise _wrong(name, value, "a whole number") from None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong(name, value, "a whole number")
+    return value
+
+
+def _truth(name: str, value: object) -> bool:
+    if isinstance(value, str) and value.strip().lower() in _TRUE | _FALSE:
+        return value.strip().lower() in _TRUE
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "yes or no")
+    return value
+
+
+def _on_error(name: str, value: object) -> OnError:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "'raise' or 'skip'")
+    try:
+        return OnError(value.lower())
+    except ValueError:
+        raise UnknownNameError(f"value of {name}", value, [member.value for member in OnError]) from None
+
+
+_PARSERS: Mapping[str, Callable[[str, object], object]] = {
+    "timeout_s": _or_none(_seconds),
+    "job_timeout_s": _or_none(_seconds),
+    "retries": _whole,
+    "priority": _whole,
+    "memory_bytes": _or_none(_whole),
+    "on_error": _on_error,
+    "speculate": _truth,
+}

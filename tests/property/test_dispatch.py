@@ -1,0 +1,322 @@
+"""The dispatch machine under random jobs, peers, results, losses, duplicates, refusals, cancels and time.
+
+The rules of the test are the world: peers that hold tasks and report them in any order, twice, or never. After each event the
+machine checks itself, and the test checks what the world can see: nothing is counted twice, nothing is sent to peers that
+did not accept, credit is kept, every open peer is closed, and at the end, with one honest peer, everything is settled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from p2pcompute.jobs import dispatch as d
+from p2pcompute.model import limits
+from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
+from p2pcompute.model.job import (
+    FINAL_OUTCOMES,
+    Aggregation,
+    JobOptions,
+    JobSpec,
+    JobState,
+    OnError,
+    Outcome,
+    TaskReport,
+)
+
+PEERS = [PeerId(bytes([number]) * 32) for number in range(1, 6)]
+JOBS = [JobId(bytes([number]) * 12) for number in range(1, 5)]
+SENT_OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.PEER_LOST]
+
+
+def spec_of(job: JobId, options: JobOptions, expected: int | None) -> JobSpec:
+    return JobSpec(job, "job", ProgramId(b"p" * 32), "map", Aggregation.NONE, None, options, expected)
+
+
+class DispatchWorld(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = d.Dispatch()
+        self.now = 0.0
+        self.specs: dict[JobId, JobSpec] = {}
+        self.state: dict[JobId, JobState] = {}
+        self.added: dict[JobId, int] = {}
+        self.inputs_ended: set[JobId] = set()
+        self.settled: dict[JobId, Counter[TaskIndex]] = {}
+        self.offered: dict[PeerId, set[JobId]] = {}
+        self.accepted: dict[PeerId, set[JobId]] = {}
+        self.slots: dict[PeerId, int] = {}
+        #: (task, attempt) that a peer holds, by peer and job.
+        self.held: dict[tuple[PeerId, JobId], list[tuple[TaskIndex, int]]] = {}
+        self.attempts: dict[tuple[JobId, TaskIndex], list[int]] = {}
+        self.old: list[tuple[PeerId, JobId, TaskReport]] = []
+
+    def feed(self, event: d.Event) -> None:
+        for effect in self.machine.handle(event, self.now):
+            self.perform(effect)
+        self.machine.check_invariants()
+
+    def perform(self, effect: d.Effect) -> None:
+        job = effect.job
+        assert self.state[job] is JobState.RUNNING or isinstance(effect, d.Discarded), "an effect after JobEnded"
+        match effect:
+            case d.OpenAt(peer):
+                assert job not in self.offered[peer] | self.accepted[peer]
+                self.offered[peer].add(job)
+            case d.Send(peer, _, leases):
+                assert job in self.accepted[peer]
+                assert 0 < len(leases) <= limits.BATCH_TASKS_MAX
+                assert self.slots.get(peer, 0) > 0
+                for lease in leases:
+                    assert lease.task not in self.settled[job]
+                    numbers = self.attempts.setdefault((job, lease.task), [])
+                    assert lease.attempt not in numbers
+                    numbers.append(lease.attempt)
+                    self.held.setdefault((peer, job), []).append((lease.task, lease.attempt))
+            case d.CancelAt(peer, _, leases):
+                for lease in leases:
+                    row = (lease.task, lease.attempt)
+                    self.held[peer, job].remove(row)
+                    self.old.append((peer, job, TaskReport(lease.task, lease.attempt, Outcome.RETURNED)))
+            case d.CloseAt(peer):
+                assert job in self.offered[peer] | self.accepted[peer]
+                self.leave(peer, job)
+            case d.Completed(_, reports):
+                for report, _peer in reports:
+                    assert report.outcome in FINAL_OUTCOMES
+                    self.settled[job][report.task] += 1
+            case d.GivenUp(_, task, _, history):
+                assert history
+                self.settled[job][task] += 1
+            case d.JobEnded(_, state):
+                self.state[job] = state
+                assert not any(job in jobs for jobs in (*self.offered.values(), *self.accepted.values()))
+                if state is JobState.SUCCEEDED:
+                    assert len(self.settled[job]) == self.added[job]
+            case d.WantInputs(_, count):
+                assert count <= limits.INPUTS_AHEAD
+        assert max(self.settled[job].values(), default=1) == 1, "a task was counted twice"
+
+    def leave(self, peer: PeerId, job: JobId) -> None:
+        self.offered[peer].discard(job)
+        self.accepted[peer].discard(job)
+        for task, attempt in self.held.pop((peer, job), []):
+            self.old.append((peer, job, TaskReport(task, attempt, Outcome.RETURNED)))
+
+    @initialize(peers=st.integers(0, 5), tasks=st.integers(1, 60), expected=st.booleans(), retries=st.integers(0, 3))
+    def start(self, peers: int, tasks: int, expected: bool, retries: int) -> None:
+        self.feed(d.Tick())
+        for peer in PEERS[:peers]:
+            self.peer_usable(peer, 0.001, 50.0)
+        self.open_job(JOBS[0], tasks if expected else None, retries, 5, True, None)
+        self.add_tasks(JOBS[0], tasks)
+
+    @rule(
+        job=st.sampled_from(JOBS),
+        expected=st.sampled_from([None, 1, 5]),
+        retries=st.integers(0, 3),
+        priority=st.sampled_from([1, 5]),
+        skip=st.booleans(),
+        timeout_s=st.sampled_from([None, None, 30.0]),
+    )
+    def open_job(
+        self, job: JobId, expected: int | None, retries: int, priority: int, skip: bool, timeout_s: float | None
+    ) -> None:
+        if job in self.specs:
+            return
+        on_error = OnError.SKIP if skip else OnError.RAISE
+        options = JobOptions(retries=retries, priority=priority, on_error=on_error, job_timeout_s=timeout_s)
+        self.specs[job] = spec_of(job, options, expected)
+        self.state[job] = JobState.RUNNING
+        self.added[job] = 0
+        self.settled[job] = Counter()
+        self.feed(d.JobOpened(self.specs[job]))
+
+    @rule(job=st.sampled_from(JOBS), count=st.integers(1, 40))
+    def add_tasks(self, job: JobId, count: int) -> None:
+        if job not in self.specs or job in self.inputs_ended or self.state[job] is not JobState.RUNNING:
+            return
+        first = self.added[job]
+        self.added[job] += count
+        self.feed(d.TasksAdded(job, tuple(TaskIndex(n) for n in range(first, first + count))))
+
+    @rule(job=st.sampled_from(JOBS))
+    def end_inputs(self, job: JobId) -> None:
+        if job in self.specs:
+            self.inputs_ended.add(job)
+        self.feed(d.InputsEnded(job))
+
+    @rule(peer=st.sampled_from(PEERS), rtt_s=st.sampled_from([0.0, 0.001, 0.1]), rank=st.floats(0, 100))
+    def peer_usable(self, peer: PeerId, rtt_s: float, rank: float) -> None:
+        self.offered.setdefault(peer, set())
+        self.accepted.setdefault(peer, set())
+        self.feed(d.PeerUsable(peer, rtt_s, rtt_s == 0.0, rank))
+
+    @rule(peer=st.sampled_from(PEERS))
+    def peer_gone(self, peer: PeerId) -> None:
+        if peer not in self.offered:
+            return
+        for job in JOBS:
+            self.leave(peer, job)
+        del self.offered[peer], self.accepted[peer]
+        self.slots.pop(peer, None)
+        self.feed(d.PeerGone(peer, "the link broke"))
+
+    @rule(data=st.data(), slots=st.integers(0, 3), all_=st.booleans())
+    def accept_some(self, data: st.DataObject, slots: int, all_: bool) -> None:
+        open_ = sorted((peer, job) for peer, jobs in self.offered.items() for job in jobs)
+        if open_ and not all_:
+            open_ = [data.draw(st.sampled_from(open_))]
+        for peer, job in open_:
+            self.accept(peer, job, slots)
+
+    def accept(self, peer: PeerId, job: JobId, slots: int) -> None:
+        if job not in self.offered.get(peer, ()):
+            return
+        self.offered[peer].remove(job)
+        self.accepted[peer].add(job)
+        self.feed(d.PeerAccepted(peer, job))
+        self.grant(peer, slots)
+
+    @rule(
+        peer=st.sampled_from(PEERS),
+        job=st.sampled_from(JOBS[:2]),
+        reason=st.sampled_from(["busy", "module", "none-lent"]),
+    )
+    def refuse(self, peer: PeerId, job: JobId, reason: str) -> None:
+        if job in self.offered.get(peer, ()) or job in self.accepted.get(peer, ()):
+            self.leave(peer, job)
+        self.feed(d.PeerRefused(peer, job, reason, "no"))
+
+    @rule(peer=st.sampled_from(PEERS), slots=st.integers(0, 4))
+    def grant(self, peer: PeerId, slots: int) -> None:
+        if peer in self.offered:
+            self.slots[peer] = slots
+        self.feed(d.Granted(peer, slots))
+
+    @rule(data=st.data(), count=st.integers(1, 12), outcomes=st.lists(st.sampled_from(SENT_OUTCOMES), max_size=3))
+    def report(self, data: st.DataObject, count: int, outcomes: list[Outcome]) -> None:
+        busy = sorted(key for key, rows in self.held.items() if rows)
+        if not busy:
+            return
+        peer, job = data.draw(st.sampled_from(busy))
+        wall_s = data.draw(st.sampled_from([0.0, 1e-5, 0.004, 0.5]))
+        rows = self.held[peer, job]
+        taken = [rows.pop(data.draw(st.integers(0, len(rows) - 1))) for _ in range(min(count, len(rows)))]
+        reports = []
+        for number, (task, attempt) in enumerate(taken):
+            outcome = outcomes[number] if number < len(outcomes) else Outcome.RETURNED
+            reports.append(TaskReport(task, attempt, outcome, wall_s, "said so"))
+        self.old.extend((peer, job, report) for report in reports)
+        self.feed(d.Reported(peer, job, tuple(reports)))
+
+    @rule(data=st.data())
+    def report_again(self, data: st.DataObject) -> None:
+        if self.old:
+            peer, job, report = data.draw(st.sampled_from(self.old[-50:]))
+            before = sum(self.settled[job].values())
+            self.feed(d.Reported(peer, job, (report,)))
+            assert sum(self.settled[job].values()) == before, "an old report was counted"
+
+    @rule(peer=st.sampled_from(PEERS), job=st.sampled_from(JOBS), task=st.integers(0, 50), attempt=st.integers(0, 9))
+    def report_nonsense(self, peer: PeerId, job: JobId, task: int, attempt: int) -> None:
+        if (task, attempt) in self.held.get((peer, job), ()):
+            return
+        before = sum(sum(settled.values()) for settled in self.settled.values())
+        self.feed(d.Reported(peer, job, (TaskReport(TaskIndex(task), attempt, Outcome.RETURNED),)))
+        assert sum(sum(settled.values()) for settled in self.settled.values()) == before, "nonsense was counted"
+
+    @rule(data=st.data())
+    def report_wrong_attempt(self, data: st.DataObject) -> None:
+        busy = sorted(key for key, rows in self.held.items() if rows)
+        if busy:
+            peer, job = data.draw(st.sampled_from(busy))
+            task, attempt = data.draw(st.sampled_from(self.held[peer, job]))
+            self.report_nonsense_at(peer, job, task, attempt + 1)
+            self.report_nonsense_at(peer, job, task, attempt - 1)
+
+    def report_nonsense_at(self, peer: PeerId, job: JobId, task: TaskIndex, attempt: int) -> None:
+        before = sum(self.settled[job].values())
+        self.feed(d.Reported(peer, job, (TaskReport(task, attempt, Outcome.RETURNED),)))
+        assert sum(self.settled[job].values()) == before, "an attempt that is not leased was counted"
+
+    @rule(peer=st.sampled_from(PEERS))
+    def finish_one_and_wait(self, peer: PeerId) -> None:
+        """One peer is fast, the others become late: copies."""
+        for job in JOBS:
+            rows = self.held.get((peer, job))
+            if rows:
+                task, attempt = rows.pop()
+                self.feed(d.Reported(peer, job, (TaskReport(task, attempt, Outcome.RETURNED, 0.01),)))
+        self.now += 0.5
+        self.feed(d.Tick())
+
+    @rule(job=st.sampled_from(JOBS), really=st.integers(0, 5))
+    def cancel(self, job: JobId, really: int) -> None:
+        if really == 0:
+            self.feed(d.JobCancelled(job))
+
+    @rule(step_s=st.sampled_from([0.0, 0.01, 0.3, 2.0, 7.0]))
+    def time_passes(self, step_s: float) -> None:
+        self.now += step_s
+        deadline = self.machine.deadline()
+        if deadline is not None and deadline <= self.now:
+            self.feed(d.Tick())
+            after = self.machine.deadline()
+            assert after is None or after > self.now, "a Tick must move the deadline on"
+
+    @invariant()
+    def no_task_waits_beside_free_credit(self) -> None:
+        for peer, jobs in self.accepted.items():
+            waiting = [
+                job
+                for job in jobs
+                if self.state[job] is JobState.RUNNING
+                and self.added[job] > len(self.settled[job]) + self.machine.progress(job, self.now).tasks_running
+            ]
+            idle = self.slots.get(peer, 0) > 0 and not any(self.held.get((peer, job)) for job in JOBS)
+            if waiting and idle:
+                # Only a pause, or tasks that rather wait for a peer where they have not failed, excuse an idle peer.
+                assert self.machine.deadline() is not None or any(
+                    self.machine.progress(job, self.now).retries for job in waiting
+                )
+
+    @invariant()
+    def progress_adds_up(self) -> None:
+        for job in self.specs:
+            progress = self.machine.progress(job, self.now)
+            assert progress.state is self.state[job]
+            assert progress.tasks_done + progress.tasks_failed == len(self.settled[job])
+            assert math.isfinite(progress.elapsed_s)
+
+    def teardown(self) -> None:
+        """With an honest peer that everything is given back to, every job comes to its end."""
+        honest = PeerId(b"\xff" * 32)
+        for peer in PEERS:
+            self.peer_gone(peer)
+        self.offered[honest] = set()
+        self.accepted[honest] = set()
+        self.feed(d.PeerUsable(honest, 0.0, True, 50.0))
+        for job in self.specs:
+            self.end_inputs(job)
+        for _ in range(2000):
+            for job in sorted(self.offered[honest]):
+                self.accept(honest, job, 2)
+            for job in JOBS:
+                rows = self.held.pop((honest, job), [])
+                if rows:
+                    reports = tuple(TaskReport(task, attempt, Outcome.RETURNED, 0.01) for task, attempt in rows)
+                    self.feed(d.Reported(honest, job, reports))
+            if all(state is not JobState.RUNNING for state in self.state.values()):
+                return
+            self.now = max(self.now, self.machine.deadline() or self.now)
+            self.feed(d.Tick())
+        raise AssertionError(f"jobs never ended: {self.state}")
+
+
+DispatchWorld.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+test_dispatch_world = DispatchWorld.TestCase
