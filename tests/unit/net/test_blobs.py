@@ -1,0 +1,96 @@
+"""Blobs over links: what is fetched is what the digest names, and one transfer serves all who want it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from p2pcompute.model.errors import BlobMissingError, LinkClosedError, ProtocolError
+from p2pcompute.model.ids import BlobId
+from p2pcompute.net.blobs import BlobExchange
+from p2pcompute.net.link import Link
+from p2pcompute.net.memory import MemoryNetwork
+from tests.unit.net.link_help import Side, fake_identities, sides, until
+
+
+class Shelf:
+    """A store of blobs that counts how often it was asked."""
+
+    def __init__(self, *contents: bytes) -> None:
+        self.held = {BlobId(blake3(content).digest()): content for content in contents}
+        self.asked = 0
+
+    def get(self, blob: BlobId) -> bytes | None:
+        self.asked += 1
+        return self.held.get(blob)
+
+
+@contextlib.asynccontextmanager
+async def exchanges(shelf: Shelf) -> AsyncIterator[tuple[BlobExchange, Link, Side, Side, MemoryNetwork]]:
+    """One peer that fetches, one that serves `shelf`."""
+    network = MemoryNetwork()
+    async with sides(fake_identities(2), network=network) as (one, two), asyncio.TaskGroup() as group:
+
+        def spawn(name: str, work: Coroutine[Any, Any, None]) -> object:
+            return group.create_task(work, name=name)
+
+        serving = BlobExchange(shelf, spawn)
+        two.events.on_message = serving.message
+        link = await one.hub.dial(two.address, two.peer)
+        yield BlobExchange(Shelf(), spawn), link, one, two, network
+
+
+@pytest.mark.parametrize("size", [0, 10, 9_000_000])
+def test_a_blob_is_fetched_once_for_all_who_want_it(size: int) -> None:
+    async def main() -> None:
+        content = bytes(size)
+        shelf = Shelf(content)
+        (blob,) = shelf.held
+        async with exchanges(shelf) as (fetching, link, *_):
+            async with asyncio.TaskGroup() as group:
+                fetches = [group.create_task(fetching.fetch(link, blob, size)) for _ in range(5)]
+            assert all(fetch.result() == content for fetch in fetches)
+            assert shelf.asked == 1
+
+    asyncio.run(main())
+
+
+def test_one_who_gives_up_does_not_take_it_from_the_others() -> None:
+    async def main() -> None:
+        content = bytes(6_000_000)
+        shelf = Shelf(content)
+        (blob,) = shelf.held
+        async with exchanges(shelf) as (fetching, link, *_):
+            async with asyncio.TaskGroup() as group:
+                first = group.create_task(fetching.fetch(link, blob, len(content)))
+                second = group.create_task(fetching.fetch(link, blob, len(content)))
+                await until(lambda: shelf.asked)
+                first.cancel()
+            assert second.result() == content
+
+    asyncio.run(main())
+
+
+def test_missing_forged_and_lost() -> None:
+    async def main() -> None:
+        shelf = Shelf(b"right")
+        (blob,) = shelf.held
+        async with exchanges(shelf) as (fetching, link, one, two, network):
+            with pytest.raises(BlobMissingError):
+                await fetching.fetch(link, BlobId(bytes(32)), 10)
+            shelf.held[blob] = b"wrong"
+            with pytest.raises(ProtocolError, match="other bytes"):
+                await fetching.fetch(link, blob, 10)
+            # A failure is not remembered.
+            shelf.held[blob] = b"right"
+            assert await fetching.fetch(link, blob, 10) == b"right"
+            two.events.on_message = lambda link, message: network.cut(one.host, two.host)
+            with pytest.raises(LinkClosedError):
+                await fetching.fetch(link, blob, 10)
+
+    asyncio.run(main())
