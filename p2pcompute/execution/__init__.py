@@ -1,0 +1,1 @@
+"""Running one task: programs as source bundles, typed values, worker processes, probes of the hardware."""
