@@ -1,0 +1,1 @@
+"""Files of one instance: databases and the folder of blobs."""

@@ -1,0 +1,203 @@
+"""peer.db: what one peer remembers between two starts.
+
+Owns one SQLite file: the peers it met (id, addresses, last seen) and a few named values (its incarnation, last port,
+the revocation list, renewals). Write-ahead log, so that a crash loses at most the last transaction; the format's number
+stands in `user_version` and migrates forward, one step a version. A file that is broken, or that a newer release wrote,
+is a CorruptFileError and is never overwritten.
+
+Refuses to know what the named values mean. All calls block for a disk write at most; one thread at a time (a lock).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from p2pcompute.model import limits
+from p2pcompute.model.errors import CorruptFileError, ProtocolError, ResourceError
+from p2pcompute.model.ids import PEER_ID_BYTES, PeerId
+from p2pcompute.model.peer import Address
+from p2pcompute.wire.codec import pack, unpack
+
+#: Seconds to wait for another process that has the file open, such as a backup or a curious `sqlite3` shell.
+BUSY_TIMEOUT_S = 5.0
+
+#: MIGRATIONS[n] brings a file of version n to version n + 1.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE peers (peer BLOB PRIMARY KEY, addresses BLOB NOT NULL, last_seen_s REAL NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX peers_by_last_seen ON peers (last_seen_s)",
+        'CREATE TABLE "values" (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID',
+    ),
+)
+_INCARNATION = "incarnation"
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedPeer:
+    """A peer that was met: where it could be reached, and when it was last seen (wall clock, seconds since 1970)."""
+
+    peer: PeerId
+    addresses: tuple[Address, ...]
+    last_seen_s: float
+
+
+class PeerDatabase:
+    """An open peer.db; `PeerDatabase.open(path)` makes one."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        #: Where the file is, for messages.
+        self.path = path
+        self._connection = connection
+        #: Held around every use of the connection: calls come from off-load threads.
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path) -> PeerDatabase:
+        """Open the file, making or migrating it. Raises CorruptFileError, ResourceError."""
+        try:
+            # Made here rather than by SQLite, so that it is never readable by others, not even for a moment; the
+            # files of its log take over these rights.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise ResourceError(f"cannot open {path}: {error.strerror}") from error
+        with _mapped(path):
+            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None)
+        try:
+            with _mapped(path):
+                _prepare(path, connection)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(path, connection)
+
+    def incarnation_next(self, now_ms: int) -> int:
+        """A number greater than every one before it: `now_ms`, or the last one plus 1 where the clock went back."""
+        with self._transaction() as connection:
+            row = connection.execute('SELECT content FROM "values" WHERE name = ?', (_INCARNATION,)).fetchone()
+            last = int.from_bytes(row[0], "big") if row is not None else -1
+            incarnation = max(now_ms, last + 1)
+            _put(connection, _INCARNATION, incarnation.to_bytes(8, "big"))
+        return incarnation
+
+    def remember(self, peers: Iterable[RememberedPeer]) -> None:
+        """Add or renew `peers` in one transaction; beyond `limits.PEERS_MAX` those unseen longest are forgotten."""
+        rows = [
+            (peer.peer, pack([[address.host, address.port] for address in peer.addresses]), peer.last_seen_s)
+            for peer in peers
+        ]
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT INTO peers VALUES (?, ?, ?) ON CONFLICT (peer) DO UPDATE SET addresses = excluded.addresses, "
+                "last_seen_s = excluded.last_seen_s WHERE excluded.last_seen_s >= last_seen_s",
+                rows,
+            )
+            connection.execute(
+                "DELETE FROM peers WHERE peer IN (SELECT peer FROM peers ORDER BY last_seen_s DESC LIMIT -1 OFFSET ?)",
+                (limits.PEERS_MAX,),
+            )
+
+    def forget(self, peers: Iterable[PeerId]) -> None:
+        """Drop `peers`, such as revoked ones."""
+        with self._transaction() as connection:
+            connection.executemany("DELETE FROM peers WHERE peer = ?", [(peer,) for peer in peers])
+
+    def remembered(self) -> list[RememberedPeer]:
+        """Every remembered peer, the last seen first, ties by id. Raises CorruptFileError."""
+        with self._lock, _mapped(self.path):
+            rows = self._connection.execute(
+                "SELECT peer, addresses, last_seen_s FROM peers ORDER BY last_seen_s DESC, peer"
+            ).fetchall()
+        return [self._peer_of(row) for row in rows]
+
+    def get(self, key: str) -> bytes | None:
+        """The value called `key`, or None."""
+        with self._lock, _mapped(self.path):
+            row = self._connection.execute('SELECT content FROM "values" WHERE name = ?', (key,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def put(self, key: str, content: bytes) -> None:
+        """Set the value called `key`; on disk when this returns."""
+        with self._transaction() as connection:
+            _put(connection, key, content)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        with self._lock:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _mapped(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _peer_of(self, row: tuple[bytes, bytes, float]) -> RememberedPeer:
+        peer, packed, last_seen_s = row
+        try:
+            addresses = tuple(Address(str(host), int(port)) for host, port in unpack(packed))
+        except (ProtocolError, TypeError, ValueError, msgpack.UnpackException) as error:
+            raise _broken(self.path, "an entry of the table of peers cannot be read") from error
+        if len(peer) != PEER_ID_BYTES:
+            raise _broken(self.path, "an entry of the table of peers has an id of the wrong length")
+        return RememberedPeer(PeerId(bytes(peer)), addresses, float(last_seen_s))
+
+
+def _prepare(path: Path, connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    # NORMAL: a power cut may lose the last transactions, never the file; incarnations then fall back on the clock.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    checked = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if checked is None or checked[0] != "ok":
+        raise _broken(path, str(checked[0]) if checked else "it cannot be checked")
+    connection.execute("BEGIN IMMEDIATE")  # two processes must not migrate at once
+    try:
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version > len(MIGRATIONS):
+            raise CorruptFileError(
+                f"{path} was written by a newer release (format {version}, this one knows {len(MIGRATIONS)}): "
+                "upgrade p2pcompute, or move the file away to begin a new one"
+            )
+        for number in range(version, len(MIGRATIONS)):
+            for statement in MIGRATIONS[number]:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _put(connection: sqlite3.Connection, key: str, content: bytes) -> None:
+    connection.execute(
+        'INSERT INTO "values" VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET content = excluded.content', (key, content)
+    )
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise ResourceError(f"cannot use {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise _broken(path, str(error)) from error
+
+
+def _broken(path: Path, why: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path} is damaged ({why}) and was left as it is: move it away to begin a new one; remembered peers are lost "
+        "with it, keys and membership are not"
+    )
