@@ -1,0 +1,72 @@
+"""Data behind handles: held here for whoever put it, and brought here for the tasks of other peers.
+
+A worker names a blob, and what a worker says is user code's word: it gets only what its own origin put, never what is here for
+another. Refuses to know: values, jobs, workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from p2pcompute.execution.values import Handle
+from p2pcompute.model.errors import BlobMissingError, BusyError
+from p2pcompute.model.ids import BlobId, PeerId
+from p2pcompute.node.channels import Channel
+from p2pcompute.storage.blobs import BlobStore
+
+Bytes = bytes | bytearray | memoryview
+
+#: Label of the holds on data that was put at this peer; one for each `put`, taken back by `drop`.
+_PUT = "put"
+
+
+class Handles:
+    """The handles of one peer's store; several may share a store."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    # --- put at this peer ------------------------------------------------------------------------------------------------
+
+    def put(self, data: Bytes, blob: BlobId | None = None) -> Handle:
+        """Hold `data` until `drop`. Give `blob` where the digest is known already. Raises BusyError."""
+        return Handle(self._store.put(data, _PUT, blob), len(data))
+
+    def drop(self, handle: Handle) -> None:
+        """Take back one `put`."""
+        self._store.release(BlobId(handle.blob), _PUT)
+
+    def holds(self, handle: Handle) -> bool:
+        """Whether it was put here and not dropped since."""
+        return self._store.is_held(BlobId(handle.blob), _PUT)
+
+    # --- for the tasks of an origin --------------------------------------------------------------------------------------
+
+    async def fetch(self, channel: Channel, blob: BlobId, size_bytes: int, keep: Callable[[], bool]) -> Bytes:
+        """The data of a handle of the origin at the end of `channel`; it stays here for further tasks if `keep()` then says so.
+
+        Raises BlobMissingError, LinkClosedError, ProtocolError, CorruptFileError.
+        """
+        label = _PUT if channel.is_local else _label(channel.peer)
+        if self._store.is_held(blob, label):
+            data = self._store.get(blob)
+            if data is not None:
+                return data
+        if channel.is_local:
+            # Not through the channel: it reads the common store, where data of others lies too.
+            raise BlobMissingError(f"blob {blob.hex()[:12]} was never put here, or was dropped")
+        data = await channel.fetch(blob, size_bytes)
+        if keep() and not self._store.is_held(blob, label):
+            # A full store: it is fetched again for the next worker.
+            with contextlib.suppress(BusyError):
+                self._store.put(data, label, blob)
+        return data
+
+    def forget(self, origin: PeerId) -> None:
+        """No task of `origin` needs handles any more."""
+        self._store.release_all(_label(origin))
+
+
+def _label(origin: PeerId) -> tuple[PeerId, str]:
+    return (origin, "handles")

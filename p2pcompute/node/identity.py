@@ -1,0 +1,82 @@
+"""Who this peer is on its links: key, membership and trust, as `net/links.py` wants them.
+
+Rebuilt when the membership is renewed or the owner revokes: links ask anew for each handshake.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+
+from p2pcompute.model.errors import P2PComputeError
+from p2pcompute.model.ids import PeerId
+from p2pcompute.model.seams import Clock
+from p2pcompute.net.tls import admission_error_from_tls, client_context, server_context
+from p2pcompute.wire.identity import PeerKey
+from p2pcompute.wire.membership import Admitted, Membership, Trust
+from p2pcompute.wire.messages import Hello
+from p2pcompute.wire.versions import ALPN_HTTP, ALPN_STREAM, PROTOCOL, PROTOCOL_OLDEST
+
+
+class NodeIdentity:
+    """One peer's proof of itself and its judgement of others."""
+
+    def __init__(
+        self,
+        key: PeerKey,
+        membership: Membership,
+        trust: Trust,
+        clock: Clock,
+        *,
+        agent: str,
+        instance: bytes,
+        record_wire: Callable[[], bytes],
+    ) -> None:
+        self.key = key
+        self.peer: PeerId = key.peer_id
+        self.membership = membership
+        self.trust = trust
+        self._clock = clock
+        self._agent = agent
+        self._instance = instance
+        self._record_wire = record_wire
+        self._server: ssl.SSLContext | None = None
+        self._client: ssl.SSLContext | None = None
+
+    def server_context(self) -> ssl.SSLContext:
+        """What this peer's port demands and shows."""
+        if self._server is None:
+            self._server = server_context(self.membership, self.key, [ALPN_STREAM, ALPN_HTTP])
+        return self._server
+
+    def client_context(self) -> ssl.SSLContext:
+        """What this peer shows when it dials, and whom it believes."""
+        if self._client is None:
+            self._client = client_context(self.membership, self.key, [ALPN_STREAM])
+        return self._client
+
+    def hello(self) -> Hello:
+        """The first message of a link."""
+        return Hello(
+            newest=PROTOCOL,
+            oldest=PROTOCOL_OLDEST,
+            network=self.membership.network,
+            invitations=self.membership.chain,
+            record=self._record_wire(),
+            agent=self._agent,
+            instance=self._instance,
+        )
+
+    def admit(self, leaf_der: bytes, hello: Hello, expected: PeerId | None) -> Admitted:
+        """Whom the certificate and the Hello prove the other side to be. Raises AdmissionError."""
+        return self.trust.admit(leaf_der, hello.invitations, self._clock.wall(), expected=expected)
+
+    def tls_error(self, error: Exception, dialled: bool) -> P2PComputeError:
+        """The error of our tree that a failed handshake means."""
+        return admission_error_from_tls(error, dialled)
+
+    def renew(self, membership: Membership) -> None:
+        """Use `membership` for every handshake from now on."""
+        self.membership = membership
+        self._server = None
+        self._client = None

@@ -1,0 +1,527 @@
+"""The lending side of a peer: runs other peers' tasks, and its own, in worker processes.
+
+The lend machine decides whose tasks run next, the pool runs them; this shell fetches programs and large arguments, holds results
+until the origin has them, and sends results in batches. No shipped code ever runs in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from structlog.typing import FilteringBoundLogger
+
+from p2pcompute.execution.loader import missing_requirements
+from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun, WorkerPool
+from p2pcompute.jobs import lend
+from p2pcompute.model import limits
+from p2pcompute.model.errors import (
+    BlobMissingError,
+    BusyError,
+    LinkClosedError,
+    P2PComputeError,
+    PeerError,
+    ResourceError,
+    UsageError,
+)
+from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, format_job_id, short_peer_id
+from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.peer import Isolation, Role
+from p2pcompute.model.seams import Clock, Offload
+from p2pcompute.node.channels import SMALL_BYTES, Channel
+from p2pcompute.node.driver import Pump
+from p2pcompute.node.handles import Handles
+from p2pcompute.node.supervise import Supervisor
+from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.wire.messages import (
+    Grant,
+    JobAccept,
+    JobClose,
+    JobOpen,
+    JobRefuse,
+    Message,
+    Results,
+    TaskNews,
+    Tasks,
+    TasksCancel,
+)
+
+_MAY_SUBMIT = frozenset({Role.SUBMIT, Role.ADMIN})
+
+Row = tuple[int, int]
+ResultTuple = tuple[int, int, Outcome, int, Payload]
+
+
+@dataclass(slots=True)
+class LentJob:
+    """One job of one origin at this peer."""
+
+    channel: Channel
+    open: JobOpen
+    #: Arguments that wait for a worker, or are with one: (entry, bytes) by (task, attempt).
+    arguments: dict[Row, tuple[int, bytes | bytearray | memoryview]] = field(default_factory=dict)
+    #: Rows whose arguments are still being fetched; a cancel takes them out.
+    fetching: set[Row] = field(default_factory=set)
+    #: Result rows that leave in the next turn of the loop.
+    results: list[ResultTuple] = field(default_factory=list)
+    #: Large results that the origin has not fetched yet, or not said so.
+    result_blobs: dict[Row, BlobId] = field(default_factory=dict)
+    #: Whether the program is here and was accepted.
+    accepted: bool = False
+
+
+class Lender:
+    """All tasks that run at this peer. Implements `execution.pool.PoolEvents`."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        supervisor: Supervisor,
+        clock: Clock,
+        offload: Offload,
+        log: FilteringBoundLogger,
+        *,
+        slots: int,
+        isolation: Isolation,
+    ) -> None:
+        self._store = store
+        self._supervisor = supervisor
+        self._clock = clock
+        self._offload = offload
+        self._log = log
+        self._isolation = isolation
+        self.slots = slots
+        #: Set by `start`.
+        self._pool: WorkerPool | None = None
+        #: Open jobs by (origin, job).
+        self._jobs: dict[tuple[PeerId, JobId], LentJob] = {}
+        #: Newest channel to each origin.
+        self._channels: dict[PeerId, Channel] = {}
+        #: Slots that each origin was last told it has.
+        self._granted: dict[PeerId, int] = {}
+        #: Which job each running row of a worker belongs to: the pool speaks of tasks only.
+        self._running: dict[int, dict[Row, JobId]] = {}
+        #: Origin by worker.
+        self._origin_of: dict[int, PeerId] = {}
+        #: Jobs with result rows that leave in the next turn.
+        self._flushing: dict[tuple[PeerId, JobId], LentJob] = {}
+        self._flush_due = False
+        self._handles = Handles(store)
+        #: Tasks finished since the start.
+        self.tasks_done = 0
+        self._machine = lend.Lend(slots)
+        self._pump: Pump[lend.Event, lend.Effect] = Pump(
+            self._machine,
+            {
+                lend.Grant: self._grant,
+                lend.SpawnWorker: self._spawn,
+                lend.RunBatch: self._run,
+                lend.CancelOnWorker: self._cancel_on_worker,
+                lend.RetireWorker: self._retire,
+                lend.ReturnUnrun: self._return_unrun,
+                lend.RefuseJob: self._refuse_job,
+            },
+            lend.Tick(),
+            clock,
+        )
+
+    def start(self, pool: WorkerPool) -> None:
+        """Use `pool`, which has been started."""
+        self._pool = pool
+
+    @property
+    def pool(self) -> WorkerPool:
+        """The workers; only after `start`."""
+        assert self._pool is not None, "the lender has not been started"
+        return self._pool
+
+    @property
+    def load(self) -> float:
+        """Tasks running or waiting here, per slot."""
+        waiting = sum(len(job.arguments) for job in self._jobs.values())
+        return waiting / self.slots if self.slots else 0.0
+
+    def drain(self) -> None:
+        """Give back what has not begun, and take nothing more: this peer is about to leave."""
+        self._pump.feed(lend.Draining())
+
+    def stop(self) -> None:
+        """Take nothing more; the pool is stopped by the peer."""
+        self._pump.stop()
+
+    # --- what origins say ---------------------------------------------------------------------------------------------
+
+    def message(self, channel: Channel, message: Message) -> None:
+        """A message of an origin."""
+        origin = channel.peer
+        match message:
+            case JobOpen():
+                self._open(channel, message)
+            case Tasks():
+                self._tasks(channel, message)
+            case TasksCancel():
+                self._cancel(origin, JobId(message.job), message.rows)
+            case JobClose():
+                self._close(origin, JobId(message.job))
+
+    def linked(self, channel: Channel) -> None:
+        """There is a new link to a peer, perhaps in place of one over which it has jobs here."""
+        for (origin, _), job in self._jobs.items():
+            if origin == channel.peer:
+                job.channel = self._channels[origin] = channel
+
+    def origin_gone(self, peer: PeerId) -> None:
+        """The link to an origin is down: its tasks are stopped."""
+        self._channels.pop(peer, None)
+        self._granted.pop(peer, None)
+        self._pump.feed(lend.OriginGone(peer))
+        for key in [key for key in self._jobs if key[0] == peer]:
+            self._forget(key)
+
+    def _open(self, channel: Channel, message: JobOpen) -> None:
+        key = (channel.peer, JobId(message.job))
+        if not _MAY_SUBMIT & channel.roles:
+            self._refuse(
+                channel, message.job, "role", "the invitation of the submitting peer does not allow it to submit"
+            )
+            return
+        if self.slots == 0:
+            self._refuse(channel, message.job, "none-lent", "this peer lends no computing power")
+            return
+        known = self._jobs.get(key)
+        if known is not None:
+            # Offered again over a better link.
+            known.channel = self._channels[channel.peer] = channel
+            if known.accepted:
+                self._accept(known)
+            return
+        if sum(1 for origin, _ in self._jobs if origin == channel.peer) >= limits.JOBS_PER_ORIGIN_MAX:
+            self._refuse(
+                channel, message.job, "busy", f"{limits.JOBS_PER_ORIGIN_MAX} jobs of this submitter are open here"
+            )
+            return
+        self._channels[channel.peer] = channel
+        job = self._jobs[key] = LentJob(channel, message)
+        self._supervisor.task(f"open {format_job_id(key[1])}", self._prepare(key, job))
+
+    async def _prepare(self, key: tuple[PeerId, JobId], job: LentJob) -> None:
+        """Fetch the program, check what it requires, accept."""
+        program = BlobId(job.open.program)
+        try:
+            if not self._store.hold(program, key):
+                data = await job.channel.fetch(program, job.open.program_bytes)
+                self._store.put(data, key, program)
+            content = self._program(ProgramId(program))
+            missing = await self._offload.run(lambda: missing_requirements(content))
+        except (ResourceError, OSError) as error:
+            # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
+            self._given_up(key, job)
+            self._refuse(job.channel, job.open.job, "busy", str(error))
+            return
+        except PeerError as error:
+            self._given_up(key, job)
+            self._refuse(job.channel, job.open.job, "bundle", f"the program cannot be read: {error}")
+            return
+        if self._jobs.get(key) is not job:
+            self._store.release(program, key)
+            return
+        if missing:
+            self._forget(key)
+            first = missing[0]
+            self._refuse(job.channel, job.open.job, "module", first.text, first.module)
+            return
+        job.accepted = True
+        self._accept(job)
+        self._pump.feed(
+            lend.OriginOpened(
+                key[0], key[1], ProgramId(program), job.open.priority, job.open.timeout_s, job.open.memory_bytes
+            )
+        )
+
+    def _accept(self, job: LentJob) -> None:
+        self._send(job.channel, JobAccept(job.open.job, self._isolation))
+        granted = self._granted.get(job.channel.peer)
+        if granted is not None:
+            # The machine says changes only, and an origin that lost its link has forgotten its grant.
+            self._send(job.channel, Grant(granted))
+
+    def _given_up(self, key: tuple[PeerId, JobId], job: LentJob) -> None:
+        if self._jobs.get(key) is job:
+            self._forget(key)
+
+    def _tasks(self, channel: Channel, message: Tasks) -> None:
+        key = (channel.peer, JobId(message.job))
+        job = self._jobs.get(key)
+        if job is None or not job.accepted:
+            rows = tuple((task, attempt) for task, attempt, _, _ in message.rows)
+            self._unrun(channel, message.job, rows, "this job is not open here")
+            return
+        here: list[Row] = []
+        for task, attempt, entry, payload in message.rows:
+            row = (task, attempt)
+            if payload.blob is None:
+                job.arguments[row] = (entry, payload.inline)
+                here.append(row)
+            else:
+                job.fetching.add(row)
+                self._supervisor.task(f"arguments of {task}", self._fetch_arguments(key, job, row, entry, payload))
+        if here:
+            self._pump.feed(lend.TasksArrived(key[0], key[1], tuple(here)))
+
+    async def _fetch_arguments(
+        self, key: tuple[PeerId, JobId], job: LentJob, row: Row, entry: int, payload: Payload
+    ) -> None:
+        assert payload.blob is not None
+        try:
+            data = self._store.get(payload.blob)
+            if data is None:
+                data = await job.channel.fetch(payload.blob, payload.size_bytes)
+        except (P2PComputeError, OSError) as error:
+            # Also a link that was replaced by another to the same origin, which knows nothing of it.
+            job.fetching.discard(row)
+            self._unrun(job.channel, job.open.job, (row,), str(error))
+            return
+        if row not in job.fetching or self._jobs.get(key) is not job:
+            return
+        job.fetching.discard(row)
+        job.arguments[row] = (entry, data)
+        self._pump.feed(lend.TasksArrived(key[0], key[1], (row,)))
+
+    def _cancel(self, origin: PeerId, name: JobId, rows: Sequence[Row]) -> None:
+        job = self._jobs.get((origin, name))
+        if job is None:
+            return
+        job.fetching.difference_update(rows)
+        for row in rows:
+            blob = job.result_blobs.pop(row, None)
+            if blob is not None:
+                self._store.release(blob, (origin, name))
+        self._pump.feed(lend.CancelAsked(origin, name, tuple(rows)))
+
+    def _close(self, origin: PeerId, name: JobId) -> None:
+        if (origin, name) in self._jobs:
+            self._pump.feed(lend.JobClosed(origin, name))
+            self._forget((origin, name))
+
+    def _forget(self, key: tuple[PeerId, JobId]) -> None:
+        self._jobs.pop(key, None)
+        self._flushing.pop(key, None)
+        self._store.release_all(key)
+        if not self._has_jobs(key[0]):
+            self._handles.forget(key[0])
+
+    def _has_jobs(self, origin: PeerId) -> bool:
+        return any(each == origin for each, _ in self._jobs)
+
+    # --- what the pool says -------------------------------------------------------------------------------------------
+
+    def tasks_ended(self, worker: int, ends: Sequence[TaskEnd]) -> None:
+        """Attempts have ended on a worker."""
+        origin = self._origin_of.get(worker)
+        running = self._running.get(worker, {})
+        if origin is None:
+            return
+        rows: list[tuple[int, int, Outcome, float]] = []
+        for end in ends:
+            name = running.pop((end.task, end.attempt), None)
+            rows.append((end.task, end.attempt, end.outcome, end.wall_us / 1e6))
+            if name is None:
+                continue
+            self.tasks_done += 1
+            self._result(origin, name, end)
+        self._pump.feed(lend.TasksEnded(worker, tuple(rows)))
+
+    def task_news(
+        self, worker: int, progress: Sequence[tuple[int, float, str]], output: Sequence[tuple[int, int, bytes]]
+    ) -> None:
+        """Progress and output of running tasks."""
+        origin = self._origin_of.get(worker)
+        running = {task: name for (task, _), name in self._running.get(worker, {}).items()}
+        by_job: dict[JobId, tuple[list[tuple[int, float, str]], list[tuple[int, int, bytes]]]] = {}
+        for news in progress:
+            if news[0] in running:
+                by_job.setdefault(running[news[0]], ([], []))[0].append(news)
+        for printed in output:
+            if printed[0] in running:
+                by_job.setdefault(running[printed[0]], ([], []))[1].append(printed)
+        for name, (progress_rows, output_rows) in by_job.items():
+            job = self._jobs.get((origin, name)) if origin is not None else None
+            if job is not None:
+                self._tell(job.channel, name, progress_rows, output_rows)
+
+    def _tell(
+        self,
+        channel: Channel,
+        name: JobId,
+        progress: list[tuple[int, float, str]],
+        output: list[tuple[int, int, bytes]],
+    ) -> None:
+        """In messages that keep the limits of rows and of a frame."""
+        step = limits.BATCH_TASKS_MAX // 2
+        for start in range(0, len(progress), step):
+            self._send(channel, TaskNews(name, tuple(progress[start : start + step])))
+        batch: list[tuple[int, int, bytes]] = []
+        size = 0
+        for row in output:
+            if batch and (len(batch) >= limits.BATCH_TASKS_MAX or size + len(row[2]) > limits.BATCH_BYTES_MAX):
+                self._send(channel, TaskNews(name, (), tuple(batch)))
+                batch, size = [], 0
+            batch.append(row)
+            size += len(row[2])
+        if batch:
+            self._send(channel, TaskNews(name, (), tuple(batch)))
+
+    def blob_wanted(self, worker: int, blob: BlobId, size_bytes: int) -> None:
+        """A worker needs the data behind a handle."""
+        self._supervisor.task(f"handle {blob.hex()[:12]}", self._supply(worker, blob, size_bytes))
+
+    async def _supply(self, worker: int, blob: BlobId, size_bytes: int) -> None:
+        origin = self._origin_of.get(worker)
+        channel = self._channels.get(origin) if origin is not None else None
+        data = None
+        if channel is not None:
+            try:
+                data = await self._handles.fetch(channel, blob, size_bytes, lambda: self._has_jobs(channel.peer))
+            except (P2PComputeError, OSError) as error:
+                whose = short_peer_id(channel.peer)
+                self._log.info("handle not found", blob=blob.hex()[:12], peer=whose, cause=str(error))
+        # Always answered: the worker waits for it.
+        self.pool.supply(worker, blob, data)
+
+    def worker_ready(self, worker: int) -> None:
+        """A worker has loaded its program."""
+        self._pump.feed(lend.WorkerReady(worker))
+
+    def worker_gone(self, worker: int, unfinished: Sequence[Row], cause: str, outcome: Outcome) -> None:
+        """A worker process has ended; `unfinished` never ran."""
+        self._running.pop(worker, None)
+        self._origin_of.pop(worker, None)
+        self._log.info("worker gone", worker=worker, cause=cause, outcome=outcome.name)
+        self._pump.feed(lend.WorkerGone(worker, tuple(unfinished)))
+
+    def program_failed(self, worker: int, reason: str, module: str, text: str) -> None:
+        """The program did not load in the worker."""
+        self._pump.feed(lend.ProgramFailed(worker, reason, module, text))
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _grant(self, effect: lend.Grant) -> None:
+        channel = self._channels.get(effect.origin)
+        if channel is not None:
+            self._granted[effect.origin] = effect.slots
+            self._send(channel, Grant(effect.slots))
+
+    def _spawn(self, effect: lend.SpawnWorker) -> None:
+        try:
+            program = self._program(effect.program)
+            worker = self.pool.spawn(ProgramKey(effect.origin, effect.program), program, effect.memory_bytes)
+        except (P2PComputeError, OSError) as error:
+            self._log.warning("no worker started", peer=short_peer_id(effect.origin), cause=str(error))
+            # To the machine, a worker that went before it was ready: after a few in a row it refuses the job.
+            self._pump.feed(lend.WorkerSpawned(effect.token, -effect.token))
+            self._pump.feed(lend.WorkerGone(-effect.token, ()))
+            return
+        self._origin_of[worker] = effect.origin
+        self._running[worker] = {}
+        self._pump.feed(lend.WorkerSpawned(effect.token, worker))
+
+    def _run(self, effect: lend.RunBatch) -> None:
+        job = self._jobs[(effect.origin, effect.job)]
+        running = self._running[effect.worker]
+        runs = []
+        for row in effect.rows:
+            entry, arguments = job.arguments[row]
+            running[row] = effect.job
+            runs.append(TaskRun(row[0], row[1], entry, arguments, job.open.timeout_s))
+        try:
+            self.pool.run(effect.worker, runs)
+        except UsageError:
+            # It died just now; `worker_gone` follows, and what it was to run waits again.
+            self._log.debug("worker is gone", worker=effect.worker)
+
+    def _cancel_on_worker(self, effect: lend.CancelOnWorker) -> None:
+        self.pool.cancel(effect.worker, effect.rows)
+
+    def _retire(self, effect: lend.RetireWorker) -> None:
+        if effect.worker > 0:  # else it never started
+            self.pool.retire(effect.worker)
+
+    def _return_unrun(self, effect: lend.ReturnUnrun) -> None:
+        job = self._jobs.get((effect.origin, effect.job))
+        if job is None:
+            return
+        for row in effect.rows:
+            job.arguments.pop(row, None)
+        self._unrun(job.channel, effect.job, effect.rows, "this peer has no room for it now")
+
+    def _refuse_job(self, effect: lend.RefuseJob) -> None:
+        job = self._jobs.get((effect.origin, effect.job))
+        if job is not None:
+            self._forget((effect.origin, effect.job))
+            self._refuse(job.channel, effect.job, effect.reason, effect.text, effect.module)
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    def _result(self, origin: PeerId, name: JobId, end: TaskEnd) -> None:
+        key = (origin, name)
+        job = self._jobs.get(key)
+        if job is None:
+            return
+        job.arguments.pop((end.task, end.attempt), None)
+        size = len(end.payload)
+        if size > limits.INLINE_BYTES_MAX or (size > SMALL_BYTES and job.channel.is_behind):
+            try:
+                blob = self._store.put(end.payload, key)
+                job.result_blobs[end.task, end.attempt] = blob
+                payload = Payload(blob=blob, size_bytes=len(end.payload))
+            except BusyError as error:
+                self._unrun(job.channel, name, ((end.task, end.attempt),), str(error))
+                return
+        else:
+            payload = Payload(inline=end.payload, size_bytes=len(end.payload))
+        job.results.append((end.task, end.attempt, end.outcome, end.wall_us, payload))
+        self._flushing[key] = job
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what has gathered in this turn of the loop: several small results a frame."""
+        self._flush_due = False
+        flushing, self._flushing = self._flushing, {}
+        for job in flushing.values():
+            rows, job.results = job.results, []
+            batch: list[ResultTuple] = []
+            size = 0
+            for row in rows:
+                inline = len(row[4].inline)
+                if batch and (len(batch) >= limits.BATCH_TASKS_MAX or size + inline > limits.BATCH_BYTES_MAX):
+                    self._send(job.channel, Results(job.open.job, tuple(batch)))
+                    batch, size = [], 0
+                batch.append(row)
+                size += inline
+            if batch:
+                self._send(job.channel, Results(job.open.job, tuple(batch)))
+
+    def _unrun(self, channel: Channel, job: bytes, rows: Sequence[Row], why: str) -> None:
+        payload = Payload(inline=why.encode(), size_bytes=len(why))
+        results = tuple((task, attempt, Outcome.RETURNED_UNRUN, 0, payload) for task, attempt in rows)
+        for start in range(0, len(results), limits.BATCH_TASKS_MAX):
+            self._send(channel, Results(job, results[start : start + limits.BATCH_TASKS_MAX]))
+
+    def _refuse(self, channel: Channel, job: bytes, reason: str, text: str, module: str = "") -> None:
+        self._log.info("job refused", job=format_job_id(JobId(job)), peer=short_peer_id(channel.peer), cause=text)
+        self._send(channel, JobRefuse(job, reason, text[:4096], module[: limits.TEXT_CHARS_MAX]))
+
+    def _send(self, channel: Channel, message: Message) -> None:
+        try:
+            channel.send(message)
+        except LinkClosedError:
+            self._log.debug("not sent: the link is gone", peer=short_peer_id(channel.peer))
+
+    def _program(self, program: ProgramId) -> bytes:
+        data = self._store.get(BlobId(program))
+        if data is None:
+            raise BlobMissingError(f"program {program.hex()[:12]} is not held here any more")
+        return bytes(data)

@@ -1,0 +1,479 @@
+"""A peer: everything above, put together; started, stopped, and used through `Door`'s four names.
+
+The order of `start` is the order of what each part needs; `stop` is its reverse. Refuses to decide anything: machines do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Self
+
+from structlog.typing import FilteringBoundLogger
+
+from p2pcompute import __version__
+from p2pcompute.execution.pool import PoolSettings, WorkerPool
+from p2pcompute.execution.probes import HardwareProbe, isolation
+from p2pcompute.execution.values import Handle
+from p2pcompute.membership.beacons import BeaconMachine, BeaconOwn
+from p2pcompute.membership.book import PeerBook
+from p2pcompute.membership.joining import JoiningMachine, Source
+from p2pcompute.model import limits
+from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
+from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
+from p2pcompute.model.peer import Address, Edge, PeerView, Role
+from p2pcompute.net.beacon import BeaconShell
+from p2pcompute.net.blobs import BlobExchange
+from p2pcompute.net.interfaces import read_interfaces
+from p2pcompute.net.link import Link
+from p2pcompute.net.links import LinkHub
+from p2pcompute.node.addresses import own_addresses
+from p2pcompute.node.admission import Admission
+from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.config import PeerConfig, own_name
+from p2pcompute.node.door import Door
+from p2pcompute.node.folders import Folders, Instance
+from p2pcompute.node.handles import Handles
+from p2pcompute.node.identity import NodeIdentity
+from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
+from p2pcompute.node.lender import Lender
+from p2pcompute.node.logs import get_log
+from p2pcompute.node.networks import LocalNetwork, Networks
+from p2pcompute.node.origin import Origin
+from p2pcompute.node.overlay import Overlay
+from p2pcompute.node.own_record import SAMPLE_INTERVAL_S, Identity, OwnRecord
+from p2pcompute.node.seams import SystemClock, SystemEntropy, ThreadOffload, system_rng
+from p2pcompute.node.supervise import Supervisor
+from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.storage.files import InstanceDisk
+from p2pcompute.storage.peer_database import PeerDatabase, RememberedPeer
+from p2pcompute.wire.identity import PeerKey, verify_signature
+from p2pcompute.wire.membership import Membership, Trust
+from p2pcompute.wire.messages import (
+    BlobMissing,
+    BlobWant,
+    Grant,
+    JobAccept,
+    JobClose,
+    JobOpen,
+    JobRefuse,
+    Message,
+    Renewals,
+    Results,
+    Revocations,
+    TaskNews,
+    Tasks,
+    TasksCancel,
+)
+from p2pcompute.wire.revocation import RevocationList
+
+KEY_FILE = "key.pem"
+_PORT_KEY = "port"
+#: How often linked peers are written down for the next start.
+REMEMBER_INTERVAL_S = 30.0
+#: How often the owner looks for invitations that need renewal: other programs of this user may have made some.
+RENEWAL_INTERVAL_S = 60.0
+#: A look at a renewal that is due is no busy loop, whatever the clocks say.
+RENEWAL_PAUSE_MIN_S = 0.5
+#: How long saying goodbye may take.
+GOODBYE_TIMEOUT_S = 2.0
+
+_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews)
+_FOR_LENDER = (JobOpen, Tasks, TasksCancel, JobClose)
+
+Watcher = Callable[[str, PeerId, str], None]
+
+
+class Peer(Door):
+    """One peer in this process.
+
+    `async with Peer() as peer:` joins this user's network, lends this machine's cores and takes jobs:
+    `await peer.submit(fn, *args)`, `async for r in peer.map(fn, inputs)`, `await peer.map_reduce(…)`, `await peer.put(obj)`.
+    `config`: see `PeerConfig`; keyword arguments replace single values of it.
+    """
+
+    def __init__(self, config: PeerConfig | None = None, *, folders: Folders | None = None, **changes: Any) -> None:
+        entropy = SystemEntropy()
+        super().__init__(entropy)
+        self.config = config_with(config, changes)
+        self.folders = folders or Folders.locate(os.environ)
+        self._entropy_source = entropy
+        self._clock = SystemClock()
+        self._rng = system_rng()
+        self._log: FilteringBoundLogger = get_log("peer")
+        self._exits = contextlib.AsyncExitStack()
+        self._started = False
+        self._stopping = False
+        #: Who wants to hear of peers that appear and go.
+        self._watchers: list[Watcher] = []
+        self._started_at = 0.0
+        self.port = 0
+
+    # --- life cycle -----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Join the network and begin to serve. Raises what stands in the way; nothing is left behind then."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._exits = stack.pop_all()
+        self._started = True
+        self._started_at = self._clock.monotonic()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        self.instance: Instance = self.folders.claim_instance(self.config.instance)
+        stack.callback(self.instance.close)
+        self._database = PeerDatabase.open(self.instance.folder / "peer.db")
+        stack.callback(self._database.close)
+        key = self._load_key()
+        self.network: LocalNetwork = Networks(self.folders, self._clock, self._entropy_source).get(self.config.network)
+        invitation = self.network.invitation
+        membership = Membership.mint(key, invitation, self._clock.wall(), self._entropy_source)
+        trust = Trust(membership.network, membership.owners, None, self.network.is_open)
+        self._offload = ThreadOffload()
+        stack.callback(self._offload.close)
+        self._supervisor = Supervisor(self._log)
+        await self._supervisor.start()
+        stack.push_async_callback(self._supervisor.stop)
+
+        self._probe = HardwareProbe(self._clock)
+        capability = self._probe.sample()
+        slots = capability.cores if self.config.slots is None else self.config.slots
+        self.own = OwnRecord(
+            Identity(
+                peer=key.peer_id,
+                network=membership.network,
+                name=self._name(),
+                slots=slots,
+                roles=membership.roles,
+                isolation=isolation(),
+                labels=self.config.labels,
+                version=__version__,
+            ),
+            key,
+            self._incarnation_next,
+            capability,
+            (),
+        )
+        self.peer_id = key.peer_id
+        self.identity = NodeIdentity(
+            key,
+            membership,
+            trust,
+            self._clock,
+            agent=f"p2pcompute/{__version__}",
+            instance=self._entropy_source.bytes(16),
+            record_wire=lambda: self.own.signed.wire,
+        )
+        self._blobs = BlobStore(self.instance.folder / "blobs")
+        stack.callback(self._blobs.close)
+        self.handles = Handles(self._blobs)
+        await self._start_jobs(stack, slots)
+        await self._start_overlay(stack, key, invitation.addresses)
+        self._start_services()
+
+    async def _start_jobs(self, stack: contextlib.AsyncExitStack, slots: int) -> None:
+        self.exchange = BlobExchange(self._blobs, self._supervisor.task)
+        self.origin = Origin(self._blobs, self._supervisor, self._clock, self._log, self.name_of)
+        stack.callback(self.origin.stop)
+        self.lender = Lender(
+            self._blobs,
+            self._supervisor,
+            self._clock,
+            self._offload,
+            self._log,
+            slots=slots,
+            isolation=isolation(),
+        )
+        pool = WorkerPool(self.lender, self._clock, PoolSettings(memory_bytes=self.config.memory_bytes))
+        if slots:
+            await pool.start()
+            stack.push_async_callback(pool.stop)
+        stack.callback(self.lender.stop)
+        self.lender.start(pool)
+        to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
+        to_lender.deliver = self.lender.message
+        to_origin.deliver = self.origin.message
+        if slots:
+            self.origin.peer_usable(to_lender, self.own.record.capability.score if self.own.record.capability else 0.0)
+
+    async def _start_overlay(
+        self, stack: contextlib.AsyncExitStack, key: PeerKey, invited_by: Sequence[Address]
+    ) -> None:
+        book = PeerBook(self.own.signed, verify_signature, self._rng)
+        joiner = JoiningMachine(self.peer_id, self._rng)
+        self.overlay = Overlay(
+            self.own, book, joiner, self._clock, self._rng, self._supervisor, self, self._log, self._clock.wall
+        )
+        stack.callback(self.overlay.stop)
+        hub = LinkHub(self.identity, self.overlay, self._clock, self._rng, self._supervisor.task)
+        self.overlay.attach(hub)
+        self.admission = Admission(
+            self.identity,
+            self.network,
+            self._database,
+            self._clock,
+            self._log,
+            lambda: hub.links.values(),
+            self._close_link,
+            self._ban,
+        )
+        remembered = self._database.get(_PORT_KEY)
+        wanted = self.config.port
+        if remembered is not None and wanted == limits.PEER_PORT:
+            # An instance keeps its port where the user asked for none: others remember it.
+            wanted = int(remembered)
+        self.port = await hub.start(self.config.host, wanted)
+        stack.push_async_callback(self._goodbye, hub)
+        self._database.put(_PORT_KEY, str(self.port).encode())
+        self._observe()
+        candidates: list[tuple[Address, Source]] = [(address, "flag") for address in self.config.bootstrap]
+        candidates += [(address, "invitation") for address in invited_by]
+        for peer in self._database.remembered():
+            candidates += [(address, "remembered") for address in peer.addresses]
+        if self.network.authority is not None:
+            # What was revoked while no peer of the owner ran is told now.
+            kept = self.network.revocations()
+            if kept is not None:
+                self.admission.revoke(kept)
+        self._name_networks()
+        self.overlay.start(tuple(candidates))
+        if self.config.lan:
+            machine = BeaconMachine(BeaconOwn(key.public_key, self.own.record.network), verify_signature, self._rng)
+            shell = BeaconShell(
+                key,
+                self.own.record.network,
+                self.port,
+                self.overlay.beacon_heard,
+                self._clock,
+                port=self.config.beacon_port,
+                known_peers=lambda: [entry.record.peer for entry in self.view.alive],
+                changed=self._interfaces_changed,
+            )
+            await shell.start()
+            stack.push_async_callback(shell.stop)
+            self.overlay.start_beacon(machine, shell)
+
+    def _start_services(self) -> None:
+        self._supervisor.service("own record", self._keep_record)
+        self._supervisor.service("remembered peers", self._keep_remembered)
+        if self.network.authority is not None:
+            self._supervisor.service("renewals", self._keep_renewing)
+
+    async def stop(self) -> None:
+        """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._started:
+            self._close_sessions()
+            self._remember()
+        await self._exits.aclose()
+
+    async def _goodbye(self, hub: LinkHub) -> None:
+        self.lender.drain()
+        self.own.leave()
+        self.overlay.own_changed()
+        try:
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                await hub.stop()
+        except TimeoutError:
+            self._log.warning("links did not close in time")
+
+    # --- Door -----------------------------------------------------------------------------------------------------------
+
+    def _open(self, request: JobRequest, inputs: AsyncIterator[Sequence[bytes]]) -> JobStream:
+        return self.origin.open(request, inputs)
+
+    async def _ready(self) -> None:
+        if not self._started or self._stopping:
+            raise NotRunningError("this peer is not running: use it inside `async with Peer() as peer:`")
+
+    async def _keep(self, data: bytes, blob: BlobId) -> Handle:
+        return self.handles.put(data, blob)
+
+    async def _let_go(self, handle: Handle) -> None:
+        self.handles.drop(handle)
+
+    def _peer_name(self, row: ResultRow) -> str:
+        return self.name_of(row.peer)
+
+    # --- what others see ------------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> PeerView:
+        """The network as this peer sees it now."""
+        return self.overlay.view
+
+    def name_of(self, peer: PeerId) -> str:
+        """What people call a peer: its name, with its short id where two share a name."""
+        if peer == self.peer_id:
+            return self.own.record.name
+        entry = self.overlay.view.entry(peer)
+        return entry.record.name if entry is not None else short_peer_id(peer)
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start."""
+        return self._clock.monotonic() - self._started_at
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Call `watcher(kind, peer, text)` for what happens in the network; the returned function ends it."""
+        self._watchers.append(watcher)
+
+        def unwatch() -> None:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+        return unwatch
+
+    # --- OverlayEvents --------------------------------------------------------------------------------------------------
+
+    def linked(self, link: Link) -> None:
+        """Called by the overlay."""
+        self.admission.greet(link)
+        self.lender.linked(LinkChannel(link, self.exchange))
+        self._offer(link)
+
+    def _offer(self, link: Link) -> None:
+        entry = self.overlay.view.entry(link.peer)
+        if entry is None or Role.COMPUTE not in link.admission.roles or entry.record.slots == 0:
+            return
+        rank = entry.record.capability.score if entry.record.capability is not None else 0.0
+        self.origin.peer_usable(LinkChannel(link, self.exchange), rank)
+
+    def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
+        """Called by the overlay."""
+        current = self.overlay.hub.links.get(link.peer)
+        if current is not None and current is not link:
+            return
+        self.origin.peer_gone(link.peer, str(error) if error is not None else "it left")
+        self.lender.origin_gone(link.peer)
+
+    def job_message(self, link: Link, message: Message) -> None:
+        """Called by the overlay."""
+        if isinstance(message, _FOR_ORIGIN):
+            self.origin.message(LinkChannel(link, self.exchange), message)
+        elif isinstance(message, _FOR_LENDER):
+            self.lender.message(LinkChannel(link, self.exchange), message)
+        elif isinstance(message, (BlobWant, BlobMissing)):
+            self.exchange.message(link, message)
+
+    def trust_message(self, link: Link, message: Revocations | Renewals) -> None:
+        """Called by the overlay."""
+        try:
+            self.admission.heard(link, message)
+        except PeerError as error:
+            self.overlay.trouble(short_peer_id(link.peer), str(error))
+
+    def network_event(self, kind: str, peer: PeerId, text: str) -> None:
+        """Called by the overlay."""
+        if kind == "peer_appeared":
+            link = self.overlay.hub.links.get(peer)
+            if link is not None:
+                self._offer(link)
+        for watcher in list(self._watchers):
+            watcher(kind, peer, text)
+
+    # --- services -------------------------------------------------------------------------------------------------------
+
+    def _interfaces_changed(self) -> None:
+        self.overlay.interfaces_changed()
+        self._observe()
+        self._name_networks()
+
+    def _name_networks(self) -> None:
+        near = [interface for interface in read_interfaces() if not interface.is_loopback]
+        self.overlay.own_networks(tuple(network for interface in near for network in interface.networks))
+
+    def _observe(self) -> None:
+        links = [link for link in self.overlay.hub.links.values() if link.rtt_s is not None]
+        edges = [Edge(link.peer, link.rtt_s or 0.0, link.bandwidth_mbps) for link in links][:64]
+        addresses = own_addresses(self.config.host, self.port)
+        if self.own.observe(self._probe.sample(), self.lender.load, addresses, edges, self._clock.monotonic()):
+            self.overlay.own_changed()
+
+    async def _keep_record(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
+            self._observe()
+            for link in self.overlay.hub.links.values():
+                self._offer(link)  # round trips and scores change
+
+    async def _keep_remembered(self) -> None:
+        while True:
+            await asyncio.sleep(REMEMBER_INTERVAL_S)
+            self._remember()
+
+    def _remember(self) -> None:
+        now = self._clock.wall()
+        self._database.remember(
+            [
+                RememberedPeer(entry.record.peer, entry.record.addresses, now)
+                for entry in self.overlay.view.alive
+                if entry.linked
+            ]
+        )
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            self.admission.renew(await self._offload.run(self.network.renewals_due))
+            due_wall = await self._offload.run(self.network.next_renewal_wall)
+            wait_s = RENEWAL_INTERVAL_S if due_wall is None else due_wall - self._clock.wall()
+            await asyncio.sleep(min(max(wait_s, RENEWAL_PAUSE_MIN_S), RENEWAL_INTERVAL_S))
+
+    # --- inner ----------------------------------------------------------------------------------------------------------
+
+    def _name(self) -> str:
+        """What was asked for; peers of one machine that were given no name are told apart by their number."""
+        number = self.instance.number
+        named = self.config.name != own_name()
+        return self.config.name if named or number == 1 else f"{self.config.name}-{number}"
+
+    def _load_key(self) -> PeerKey:
+        disk = InstanceDisk(self.instance.folder)
+        pem = disk.read(KEY_FILE)
+        if pem is not None:
+            try:
+                return PeerKey.from_pem(pem)
+            except CorruptFileError as error:
+                raise CorruptFileError(f"{self.instance.folder / KEY_FILE}: {error}") from error
+        key = PeerKey.generate(self._entropy_source)
+        disk.write(KEY_FILE, key.to_pem())
+        return key
+
+    def _incarnation_next(self, at_least: int) -> int:
+        return self._database.incarnation_next(max(int(self._clock.wall() * 1000), at_least))
+
+    def _ban(self, revocations: RevocationList) -> None:
+        gone = [
+            entry.record.peer
+            for entry in self.view.entries
+            if entry.record.peer in revocations.peers or entry.invitation in revocations.invitations
+        ]
+        self.overlay.ban(dict.fromkeys((*sorted(revocations.peers), *gone)))
+
+    def _close_link(self, link: Link, reason: str, text: str) -> None:
+        self._supervisor.task(f"close {short_peer_id(link.peer)}", link.close(reason, text))
+
+
+def config_with(config: PeerConfig | None, changes: dict[str, Any]) -> PeerConfig:
+    """`config`, or the default one, with single values replaced. Raises UsageError for an unknown name."""
+    import dataclasses
+
+    from p2pcompute.model.errors import UnknownNameError
+
+    base = config or PeerConfig()
+    known = {member.name for member in dataclasses.fields(base)}
+    for name in changes:
+        if name not in known:
+            raise UnknownNameError("configuration key", name, known)
+    return dataclasses.replace(base, **changes)
