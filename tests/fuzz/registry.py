@@ -1,0 +1,344 @@
+"""Every function that turns a stranger's bytes into something, and every one that only looks like it.
+
+`test_fuzz.py` finds the candidates by itself (`discover`): public functions and methods of the rooms below whose first
+parameter is bytes, or a text that their name says they read. One that is in neither table here fails the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from p2pcompute.execution import loader, pickles, program, values, worker_protocol
+from p2pcompute.model.errors import (
+    AdmissionError,
+    CorruptFileError,
+    P2PComputeError,
+    PeerError,
+    ProtocolError,
+    ResultRefusedError,
+    UsageError,
+)
+from p2pcompute.net.bootstrap_list import parse_bootstrap_list
+from p2pcompute.net.control_frames import FrameParser, FrameProtocol
+from p2pcompute.net.link import Link, LinkState
+from p2pcompute.wire import beacon, certificates, chain, codec, framing, identity, messages, record
+from p2pcompute.wire.authority import Authority
+from p2pcompute.wire.invitation import Invitation
+from p2pcompute.wire.revocation import RevocationList
+from tests.fuzz import wire_samples as ws
+
+#: Rooms in which a stranger's bytes arrive. Pure rooms above `wire` get decoded messages only.
+ROOMS = ("wire", "execution", "net")
+_BYTES = {"bytes", "bytearray", "memoryview", "Buffer", "collections.abc.Buffer"}
+#: What is called so writes bytes of our own.
+_WRITING = ("write", "send", "sign", "pack", "encode")
+_READING = ("decode", "parse", "open", "load", "read", "unpack", "from_", "feed", "verify")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """How one decoder is fed. `samples`: valid bytes, to be damaged; `raises`: all that may come out of it."""
+
+    call: Callable[[bytes], object]
+    samples: Callable[[], list[bytes]]
+    raises: tuple[type[P2PComputeError], ...] = (PeerError,)
+
+
+# --- discovery --------------------------------------------------------------------------------------------------------
+
+
+def _modules(rooms: tuple[str, ...]) -> Iterator[ModuleType]:
+    for room in rooms:
+        package = importlib.import_module(f"p2pcompute.{room}")
+        yield package
+        for each in pkgutil.walk_packages(package.__path__, f"p2pcompute.{room}."):
+            if not each.name.endswith("__main__"):
+                yield importlib.import_module(each.name)
+
+
+def _first_parameter(function: Callable[..., Any], *, skip_first: bool) -> inspect.Parameter | None:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    parameters = parameters[1:] if skip_first else parameters
+    return parameters[0] if parameters else None
+
+
+def takes_bytes(name: str, parameter: inspect.Parameter | None) -> bool:
+    """Whether a function called `name` whose first parameter this is looks like a decoder."""
+    if parameter is None or (name.startswith(_WRITING) and not name.startswith("signed_")):
+        return False
+    parts = {part.strip() for part in str(parameter.annotation).strip("'\"").split("|")}
+    return bool(parts & _BYTES) or ("str" in parts and name.startswith(_READING))
+
+
+def _members(owner: type) -> Iterator[tuple[str, Callable[..., Any], bool]]:
+    for name, raw in sorted(vars(owner).items()):
+        if name.startswith("_"):
+            continue
+        if isinstance(raw, classmethod):
+            yield name, raw.__func__, True
+        elif isinstance(raw, staticmethod):
+            yield name, raw.__func__, False
+        elif inspect.isfunction(raw):
+            yield name, raw, True
+
+
+def discover(rooms: tuple[str, ...] = ROOMS) -> list[str]:
+    """The full names of everything that looks like a decoder."""
+    found = []
+    for module in _modules(rooms):
+        for name, value in sorted(vars(module).items()):
+            if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+                continue
+            if inspect.isclass(value):
+                if getattr(value, "_is_protocol", False):
+                    continue
+                found += [
+                    f"{module.__name__}.{name}.{member}"
+                    for member, function, skip_first in _members(value)
+                    if takes_bytes(member, _first_parameter(function, skip_first=skip_first))
+                ]
+            elif inspect.isfunction(value) and takes_bytes(name, _first_parameter(value, skip_first=False)):
+                found.append(f"{module.__name__}.{name}")
+    return found
+
+
+# --- how some are fed -------------------------------------------------------------------------------------------------
+
+
+def _feed_pieces(feed: Callable[[bytes], object], data: bytes) -> None:
+    # As a network might cut it: three pieces, then one byte at a time for a short rest.
+    third = max(len(data) // 3, 1)
+    pieces = [
+        data[:third],
+        data[third : 2 * third],
+        *(data[at : at + 1] for at in range(2 * third, min(len(data), 2 * third + 64))),
+    ]
+    for piece in pieces:
+        feed(piece)
+
+
+def _frame_reader(data: bytes) -> object:
+    reader = framing.FrameReader()
+    _feed_pieces(reader.feed, data)
+    if reader.failure is not None:
+        raise reader.failure
+    return reader
+
+
+def _frame_protocol(data: bytes) -> object:
+    async def main() -> None:
+        protocol = FrameProtocol(lambda item: None, lambda: None)
+        protocol.data_received(data)
+
+    asyncio.run(main())
+    return None
+
+
+class _Hub:
+    """A hub that admits whoever says Hello, so that what follows it is heard too."""
+
+    def greeted(self, link: Link, hello: messages.Hello) -> None:
+        link.state = LinkState.UP
+
+    def proposed(self, link: Link) -> None:
+        pass
+
+    def agreed(self, link: Link) -> None:
+        pass
+
+    def received(self, link: Link, message: messages.Message) -> None:
+        pass
+
+    def lost(self, link: Link, error: Exception | None) -> None:
+        pass
+
+
+class _Clock:
+    def monotonic(self) -> float:
+        return 1.0
+
+    def wall(self) -> float:
+        return ws.NOW_WALL
+
+
+def _link(data: bytes) -> object:
+    async def main() -> None:
+        for dialled in (False, True):
+            Link(_Hub(), _Clock(), dialled=dialled).feed(data)
+
+    asyncio.run(main())
+    return None
+
+
+def _link_frames() -> list[bytes]:
+    told = ws.of_messages(messages.LINK_MESSAGES)
+    hello = framing.message_frame(told[0])
+    bulk = b"".join(ws.frames())
+    return [hello + framing.message_frame(each) for each in told] + [hello + bulk, bulk]
+
+
+def _admit(leaf: bytes) -> object:
+    trust = ws.network().membership.trust(None)
+    return trust.admit(leaf, ws.network().membership.chain, ws.NOW_WALL, expected=None)
+
+
+def _admit_under(issuer: bytes) -> object:
+    network = ws.network()
+    return network.membership.trust(None).admit(network.membership.leaf, [issuer], ws.NOW_WALL, expected=None)
+
+
+def _renewed_der() -> list[bytes]:
+    return [ws.network().renewed]
+
+
+def _renew(invitation: bytes) -> object:
+    return ws.network().authority.renew(invitation, ws.NOW_WALL, 500 * ws.DAY_S, ws.SeededEntropy("renew"))
+
+
+def _renew_as_admin(invitation: bytes) -> object:
+    return ws.network().admin.renew(invitation, ws.NOW_WALL, 100 * ws.DAY_S, ws.SeededEntropy("renew"))
+
+
+def _members_chain() -> list[bytes]:
+    return list(ws.network().membership.chain)
+
+
+_ADMISSION = (AdmissionError, ProtocolError)
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+DECODERS: dict[str, Decoder] = {
+    "p2pcompute.wire.codec.unpack": Decoder(
+        codec.unpack, lambda: ws.of_messages(messages.LINK_MESSAGES), (ProtocolError,)
+    ),
+    "p2pcompute.wire.messages.MessageCodec.decode": Decoder(
+        messages.LINK_CODEC.decode, lambda: ws.of_messages(messages.LINK_MESSAGES), (ProtocolError,)
+    ),
+    "p2pcompute.wire.messages.MessageCodec.decode (control)": Decoder(
+        messages.CONTROL_CODEC.decode, lambda: ws.of_messages(messages.CONTROL_MESSAGES), (ProtocolError,)
+    ),
+    "p2pcompute.wire.record.open_record": Decoder(
+        lambda data: record.open_record(data, ws.believing), ws.records, (ProtocolError,)
+    ),
+    "p2pcompute.wire.beacon.decode_beacon": Decoder(beacon.decode_beacon, ws.beacons, (ProtocolError,)),
+    "p2pcompute.wire.framing.parse_frames": Decoder(framing.parse_frames, ws.frames, (ProtocolError,)),
+    "p2pcompute.wire.framing.FrameReader.feed": Decoder(_frame_reader, ws.frames, (ProtocolError,)),
+    "p2pcompute.wire.certificates.read_certificate": Decoder(
+        certificates.read_certificate, lambda: ws.network().certificates(), (ProtocolError,)
+    ),
+    "p2pcompute.wire.chain.read_owner": Decoder(
+        chain.read_owner,
+        lambda: [ws.network().authority.certificate, ws.network().successor.certificate],
+        (ProtocolError,),
+    ),
+    "p2pcompute.wire.identity.SigningKey.from_pem": Decoder(
+        identity.SigningKey.from_pem,
+        lambda: [identity.SigningKey(bytes(range(32))).to_pem()],
+        (CorruptFileError,),
+    ),
+    "p2pcompute.wire.identity.verify_signature": Decoder(
+        lambda data: identity.verify_signature(data[:32], b"context", data[32:64], data[64:]),
+        lambda: [bytes(range(128))],
+        (),
+    ),
+    "p2pcompute.wire.authority.Authority.from_bytes": Decoder(
+        Authority.from_bytes, lambda: [ws.network().authority.to_bytes()], (CorruptFileError,)
+    ),
+    "p2pcompute.wire.authority.Authority.import_": Decoder(
+        lambda data: Authority.import_(data, "a long passphrase"),
+        lambda: [ws.network().authority.export("a long passphrase", ws.SeededEntropy("export"))],
+        (CorruptFileError, UsageError),
+    ),
+    "p2pcompute.wire.authority.Authority.renew": Decoder(_renew, _members_chain, _ADMISSION),
+    "p2pcompute.wire.invitation.Issuer.renew": Decoder(
+        _renew_as_admin, lambda: [ws.network().under_admin.chain[0]], _ADMISSION
+    ),
+    "p2pcompute.wire.invitation.Invitation.renew": Decoder(
+        _renew_as_admin, lambda: [ws.network().under_admin.chain[0]], _ADMISSION
+    ),
+    "p2pcompute.wire.invitation.Invitation.renewed": Decoder(
+        lambda data: ws.network().invitation.renewed(data), _renewed_der, _ADMISSION
+    ),
+    "p2pcompute.wire.invitation.Invitation.from_token": Decoder(
+        ws.as_text(lambda text: Invitation.from_token(text, ws.NOW_WALL)),
+        lambda: [ws.network().invitation.token().encode(), ws.network().under_admin.token().encode()],
+        (AdmissionError,),
+    ),
+    "p2pcompute.wire.membership.Membership.renewed": Decoder(
+        lambda data: ws.network().membership.renewed(data), _renewed_der, _ADMISSION
+    ),
+    "p2pcompute.wire.membership.Membership.trusting": Decoder(
+        lambda data: ws.network().membership.trusting(data), lambda: [ws.network().successor.certificate], _ADMISSION
+    ),
+    "p2pcompute.wire.membership.Trust.admit": Decoder(_admit, lambda: [ws.network().membership.leaf], _ADMISSION),
+    "p2pcompute.wire.membership.Trust.admit (the invitation)": Decoder(_admit_under, _members_chain, _ADMISSION),
+    "p2pcompute.wire.membership.Trust.renewal": Decoder(
+        lambda data: ws.network().membership.trust(None).renewal(data, ws.NOW_WALL), _renewed_der, _ADMISSION
+    ),
+    "p2pcompute.wire.revocation.RevocationList.open": Decoder(
+        lambda data: RevocationList.open(data, [ws.network().authority.certificate]),
+        lambda: [ws.network().revocations.wire],
+        (ProtocolError,),
+    ),
+    "p2pcompute.net.control_frames.FrameParser.feed": Decoder(
+        lambda data: _feed_pieces(FrameParser().feed, data), ws.control_frames_, (ProtocolError,)
+    ),
+    "p2pcompute.net.control_frames.FrameProtocol.data_received": Decoder(_frame_protocol, ws.control_frames_, ()),
+    "p2pcompute.net.link.Link.feed": Decoder(_link, _link_frames, ()),
+    "p2pcompute.net.bootstrap_list.parse_bootstrap_list": Decoder(
+        ws.as_text(parse_bootstrap_list), ws.bootstrap_lists, (UsageError,)
+    ),
+    "p2pcompute.execution.values.decode": Decoder(values.decode, ws.of_values, (ProtocolError, ResultRefusedError)),
+    "p2pcompute.execution.pickles.open_pickle": Decoder(
+        lambda data: pickles.open_pickle(data, pickles.allow_list(["numpy"]), values.ClassResolver({})),
+        ws.of_pickles,
+        (ProtocolError, ResultRefusedError),
+    ),
+    "p2pcompute.execution.values.decode_failure": Decoder(
+        values.decode_failure, ws.failures, (ProtocolError, ResultRefusedError)
+    ),
+    "p2pcompute.execution.program.open_program": Decoder(program.open_program, ws.programs, (ProtocolError,)),
+    "p2pcompute.execution.program.program_entries": Decoder(program.program_entries, ws.programs, (ProtocolError,)),
+    "p2pcompute.execution.loader.missing_requirements": Decoder(
+        loader.missing_requirements, ws.programs, (ProtocolError,)
+    ),
+    "p2pcompute.execution.worker_protocol.parse_head": Decoder(
+        worker_protocol.parse_head, ws.worker_heads, (ProtocolError,)
+    ),
+    "p2pcompute.execution.worker_protocol.parse_header": Decoder(
+        worker_protocol.parse_header, lambda: [worker_protocol.pack_frame([15, 1], 40)], (ProtocolError,)
+    ),
+    "p2pcompute.execution.worker_protocol.parse_ends": Decoder(
+        worker_protocol.parse_ends, ws.worker_ends, (ProtocolError,)
+    ),
+}
+
+_OWN_BYTES = "writes bytes of our own"
+_OWN_KEY = "computes from a key whose length the caller has checked"
+_OWN_WORD = "takes a name that this machine's user typed"
+
+#: What looks like a decoder and is none, with the reason.
+NOT_DECODERS: dict[str, str] = {
+    "p2pcompute.execution.pool_worker.PoolWorker.take_want": "judges what a parsed frame says; a worker that lies is killed for it",
+    "p2pcompute.wire.authority.open_network": _OWN_WORD,
+    "p2pcompute.wire.chain.open_owner_certificate": _OWN_WORD,
+    "p2pcompute.wire.chain.open_owner_key": _OWN_WORD,
+    "p2pcompute.wire.certificates.Certificate.signed_with": "verifies with a key; the bytes are in the certificate, read before",
+    "p2pcompute.wire.certificates.key_id": _OWN_KEY,
+    "p2pcompute.wire.certificates.serial_from": "hashes bytes of our own",
+    "p2pcompute.wire.invitation.invitation_name": _OWN_KEY,
+    "p2pcompute.wire.framing.message_frame": _OWN_BYTES,
+    "p2pcompute.wire.framing.credit_of": "takes the payload of a frame that the reader has measured",
+    "p2pcompute.execution.worker_protocol.StatePage.mirror": "a worker's side: keeps a row of its own",
+    "p2pcompute.execution.loader.load_program": "runs the program, in a worker, which is what a worker is for; it reads with open_program",
+}

@@ -1,0 +1,241 @@
+"""Valid bytes of every kind, the same at each run, for the decoders in `registry.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePosixPath
+
+import msgpack
+import numpy
+
+from p2pcompute.execution import program, values, worker_protocol
+from p2pcompute.membership.beacons import Beacon
+from p2pcompute.model.capability import Capability, Gpu
+from p2pcompute.model.ids import PeerId
+from p2pcompute.model.peer import Address, Edge, Role
+from p2pcompute.net import control_frames
+from p2pcompute.wire import framing, messages, record
+from p2pcompute.wire.authority import Authority
+from p2pcompute.wire.beacon import network_tag, sign_beacon, view_hash
+from p2pcompute.wire.identity import PeerKey
+from p2pcompute.wire.invitation import Invitation
+from p2pcompute.wire.membership import Membership
+from p2pcompute.wire.revocation import RevocationList
+from tests.support import samples
+from tests.support.membership import NETWORK, FakeKey, make_record
+from tests.support.networks import DAY_S, SeededEntropy
+
+#: Within every window below; certificates that no socket sees may live at any time.
+NOW_WALL = 1_800_000_000.0
+
+
+def of_messages(family: tuple[type[messages.Message], ...]) -> list[bytes]:
+    """Encoded messages of one family."""
+    coder = messages.MessageCodec(family)
+    return [coder.encode(each) for each in samples.messages(random.Random(1)) if type(each) in family]
+
+
+def believing(public_key: bytes, context: bytes, data: bytes, signature: bytes) -> bool:
+    """A verifier that accepts every signature, so that the damage gets past it."""
+    return True
+
+
+def records() -> list[bytes]:
+    """Signed records, bare and full."""
+    key = FakeKey("anna")
+    capability = Capability(8, 3000.0, 0.5, 16.0, 8.0, (Gpu("card", 24.0, 0.1),), 100.0, 2.0, 0.0)
+    full = make_record(
+        key,
+        capability=capability,
+        addresses=(Address("10.0.0.1", 9876), Address("fe80::1", 9876)),
+        edges=(Edge(PeerId(bytes(32)), 0.01, 100.0), Edge(PeerId(bytes(range(32))), 0.2)),
+        functions=("prime",),
+        labels=("rack=3",),
+        unknown={"later": [1, {"x": b"y"}]},
+    )
+    bare = make_record(key, addresses=(), roles=frozenset({Role.OBSERVE}), leaving=True)
+    assert record.open_record(full.wire, believing).record == full.record
+    return [full.wire, bare.wire]
+
+
+def beacons() -> list[bytes]:
+    """Signed beacons, calls and answers, one with bytes of a later version."""
+    key = FakeKey("anna")
+    call = Beacon(network_tag(NETWORK), key.public_key, b"instance", 1_000, 9876, 40_000, view_hash([]), False)
+    variants = [call, dataclasses.replace(call, is_answer=True), dataclasses.replace(call, extra=b"later")]
+    return [sign_beacon(each, key) for each in variants]
+
+
+@dataclass(frozen=True)
+class SampleNetwork:
+    """Everything that a decoder of certificates may be given."""
+
+    authority: Authority
+    admin: Invitation
+    invitation: Invitation
+    under_admin: Invitation
+    membership: Membership
+    other: Membership
+    renewed: bytes
+    successor: Authority
+    revocations: RevocationList
+
+    def certificates(self) -> list[bytes]:
+        """All kinds of them, as DER."""
+        owners = [self.authority.certificate, self.successor.certificate]
+        invitations = [*self.admin.chain, *self.invitation.chain, *self.under_admin.chain, self.renewed]
+        return [*owners, *invitations, self.membership.leaf, self.other.leaf]
+
+
+@cache
+def network() -> SampleNetwork:
+    """A whole network; made once for a process."""
+    entropy = SeededEntropy("fuzz")
+    authority = Authority.create("office", entropy, NOW_WALL)
+    roles = frozenset({Role.ADMIN, Role.SUBMIT})
+    admin = authority.invite(now_wall=NOW_WALL, entropy=entropy, roles=roles, may_invite=True, label="anna")
+    addresses = (Address("10.0.0.1", 9876), Address("host.example", 9876))
+    invitation = authority.invite(now_wall=NOW_WALL, entropy=entropy, addresses=addresses)
+    under_admin = admin.invite(roles=frozenset({Role.SUBMIT}), now_wall=NOW_WALL, entropy=entropy)
+    return SampleNetwork(
+        authority,
+        admin,
+        invitation,
+        under_admin,
+        Membership.mint(PeerKey.generate(entropy), invitation, NOW_WALL, entropy),
+        Membership.mint(PeerKey.generate(entropy), under_admin, NOW_WALL, entropy),
+        authority.renew(invitation.chain[0], NOW_WALL + DAY_S, 500 * DAY_S, entropy),
+        authority.successor(entropy, NOW_WALL),
+        authority.revoke(None, invitations=[admin.id], now_wall=NOW_WALL),
+    )
+
+
+def frames() -> list[bytes]:
+    """Frames of a link, one and several at a time."""
+    hello = messages.LINK_CODEC.encode(messages.Ping(7))
+    each = [
+        framing.message_frame(hello),
+        framing.frame_header(framing.FrameType.CHUNK, 5, 3) + b"abc",
+        framing.credit_frame(5, 1_000),
+        framing.end_frame(5),
+        framing.reset_frame(6),
+    ]
+    return [*each, b"".join(each)]
+
+
+def control_frames_() -> list[bytes]:
+    """Frames of a control socket."""
+    each = [
+        control_frames.encode_message(messages.Call(1, "peers", {})),
+        control_frames.encode_message(messages.Feed(1, [1, 2], end=True)),
+        control_frames.encode_credit(control_frames.Credit(1, 4)),
+    ]
+    return [*each, b"".join(each)]
+
+
+def bootstrap_lists() -> list[bytes]:
+    """Lists of first contacts."""
+    return [b"# ours\n10.0.0.1:9876\n[fe80::1]:9876, host.example\n", b"10.0.0.1"]
+
+
+def of_pickles() -> list[bytes]:
+    """Pickles of what an allow-list lets through."""
+    import collections
+    import datetime
+    import pickle
+
+    import numpy
+
+    plain: list[object] = [
+        {"a": [1, 2.5, (b"x", "y")]},
+        {1, 2},
+        collections.OrderedDict(a=1),
+        collections.deque([1], 3),
+        datetime.timedelta(1),
+        numpy.arange(4, dtype=">i2"),
+        numpy.zeros(2, [("a", "i4"), ("b", "M8[ns]")]),
+        numpy.array([None, "x"], dtype=object),
+        numpy.float32(2.5),
+    ]
+    return [pickle.dumps(value, protocol) for value in plain for protocol in (4, 5)]
+
+
+def of_values() -> list[bytes]:
+    """Values of every kind that travels."""
+    plain: list[object] = [
+        None,
+        True,
+        1 << 70,
+        -5,
+        2.5,
+        float("nan"),
+        "text",
+        b"bytes",
+        bytearray(b"x"),
+        1 + 2j,
+        [1, [2]],
+        {"k": 1},
+    ]
+    typed: list[object] = [
+        (1, 2),
+        {1, 2},
+        frozenset({"a"}),
+        {(1, 2): "pair"},
+        decimal.Decimal("1.5"),
+        datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC),
+        datetime.date(2026, 1, 2),
+        datetime.timedelta(seconds=3),
+        PurePosixPath("a/b"),
+        range(3),
+        slice(1, 2),
+        numpy.arange(6).reshape(2, 3),
+        numpy.float64(1.5),
+        ValueError("wrong"),
+        ((1, 2), {"named": [numpy.zeros(3)]}),
+    ]
+    return [values.encode(value) for value in plain + typed]
+
+
+def failures() -> list[bytes]:
+    """Exceptions as they come back."""
+    return [values.encode_failure(ValueError("wrong")), values.encode_failure(KeyError((1, 2)))]
+
+
+def programs() -> list[bytes]:
+    """Programs with everything in them."""
+    source = program.Module("helper", False, b"def double(x):\n    return 2 * x\n", "/home/anna/helper.py")
+    body = program.Body(
+        version=1,
+        modules=(source, program.Module("package", True, b"", "package/__init__.py")),
+        files=(("package/data.txt", b"data"),),
+        entries=(("map", ["name", "helper", "double"]), ("reduce", ["empty"])),
+        data=(("helper", "FACTOR", values.encode(2)),),
+        requires=(program.Requirement("numpy", "numpy", "1.26"),),
+        main="",
+    )
+    return [
+        program.pack_program(body),
+        program.pack_program(dataclasses.replace(body, entries=(), python_minor=(3, 11))),
+    ]
+
+
+def worker_heads() -> list[bytes]:
+    """Heads of frames between a worker and its peer."""
+    return [msgpack.packb([number, 1, "x", b"y"]) for number in (1, 15, 24)]
+
+
+def worker_ends() -> list[bytes]:
+    """Rows of ENDS."""
+    rows = [worker_protocol.pack_end(serial, 0, 12, b"payload") for serial in range(3)]
+    return [b"", rows[0], b"".join(rows)]
+
+
+def as_text(read: Callable[[str], object]) -> Callable[[bytes], object]:
+    """A decoder of text, fed with bytes: whatever they are, each is a character."""
+    return lambda data: read(data.decode("utf-8", "replace"))

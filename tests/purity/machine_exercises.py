@@ -1,0 +1,254 @@
+"""What each machine of the pure rooms is made to do with the world switched off: a whole story, invariants checked after each event.
+
+Each returns everything that the machine asked for, with times, so that two runs can be compared.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+from p2pcompute.jobs import dispatch as d
+from p2pcompute.jobs import lend as lending
+from p2pcompute.membership import beacons, joining
+from p2pcompute.model.errors import AdmissionReason
+from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
+from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError, Outcome, TaskReport
+from p2pcompute.model.peer import Address
+from p2pcompute.wire.beacon import Beacon, network_tag, sign_beacon, view_hash
+from tests.support.membership import NETWORK, WALL, BookWorld, FakeKey, fake_verify
+
+
+def beacon_machine(rng: random.Random) -> object:
+    """Calls, answers and forgets, for ten virtual minutes, among honest and other datagrams."""
+    own, others = FakeKey("own"), [FakeKey(number) for number in range(4)]
+    machine = beacons.BeaconMachine(beacons.BeaconOwn(own.public_key, NETWORK), fake_verify, rng)
+    said: list[object] = list(machine.handle(beacons.Start(), 0.0))
+    now = 0.0
+    for step in range(120):
+        now = step * 5.0
+        key = rng.choice(others)
+        call = Beacon(
+            network_tag(NETWORK),
+            key.public_key,
+            b"instance",
+            int((WALL + now) * 1000),
+            9876,
+            40_000,
+            view_hash([]),
+            False,
+        )
+        data = rng.choice([sign_beacon(call, key), rng.randbytes(150)])
+        events: list[beacons.Event] = [beacons.BeaconHeard(data, Address("10.0.0.2", 9877), WALL + now)]
+        if step % 40 == 39:
+            events.append(beacons.InterfacesChanged())
+        for event in events:
+            said += [(now, effect) for effect in machine.handle(event, now)]
+            machine.check_invariants()
+        while (at := machine.deadline()) is not None and at <= now + 5.0:
+            said += [(at, effect) for effect in machine.handle(beacons.Tick(), at)]
+            machine.check_invariants()
+    return said
+
+
+def peer_book(rng: random.Random) -> object:
+    """Six peers link, change, lose links, crash and leave, on a virtual clock."""
+    world = BookWorld(6, rng.randrange(0, 1 << 30))
+    for one in range(6):
+        world.link(one, (one + 1) % 6)
+    world.run(20)
+    world.change(2, load=0.9)
+    world.run(5)
+    world.unlink(0, 1)
+    world.kill(3)
+    world.run(60)
+    world.change(4, leaving=True)
+    world.link(0, 2)
+    world.run(4_000)
+    views = [member.book.view for member in world.members if member.is_up]
+    return world.trace, views
+
+
+def joining_machine(rng: random.Random) -> object:
+    """Addresses from everywhere, dials that fail, refuse and succeed, links that break."""
+    own, others = FakeKey("own"), [FakeKey(number) for number in range(8)]
+    machine = joining.JoiningMachine(own.peer, rng)
+    said: list[object] = []
+    now = 0.0
+    dials: deque[joining.Dial] = deque()
+
+    def feed(event: joining.Event) -> None:
+        effects = machine.handle(event, now)
+        machine.check_invariants()
+        said.extend((now, effect) for effect in effects)
+        dials.extend(effects)
+
+    feed(joining.NetworksChanged(("10.0.0.0/24", "192.168.1.0/24")))
+    for number, key in enumerate(others):
+        source = joining.SOURCES[number % len(joining.SOURCES)]
+        peer = key.peer if number % 2 else None
+        feed(joining.CandidateHeard(Address(f"10.0.0.{number + 1}", 9876), source, peer))
+        feed(joining.CandidateHeard(Address(f"192.168.1.{number + 1}", 9876), "record", key.peer))
+    linked: list[PeerId] = []
+    for _ in range(300):
+        if dials:
+            dial = dials.popleft()
+            peer = dial.expected or others[rng.randrange(0, 8)].peer
+            match rng.randrange(0, 4):
+                case 0:
+                    feed(joining.DialEnded(dial.address, dial.expected, "timeout"))
+                case 1:
+                    feed(joining.DialEnded(dial.address, dial.expected, AdmissionReason.OTHER_NETWORK, permanent=True))
+                case _:
+                    feed(joining.DialEnded(dial.address, peer))
+                    if peer not in linked:
+                        linked.append(peer)
+                        feed(joining.LinkUp(peer, dial.address))
+        elif linked and rng.random() < 0.3:
+            lost = linked.pop(rng.randrange(0, len(linked)))
+            feed(joining.LinkDown(lost))
+            feed(joining.LinkWanted(lost))
+        else:
+            at = machine.deadline()
+            now = max(now, at) if at is not None else now + 1.0
+            feed(joining.Tick())
+    feed(joining.PeerForgotten(others[0].peer))
+    return said
+
+
+class _Lenders:
+    """Peers that accept, and report what they were sent in an order that dice decide, some of it badly or twice."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.machine = d.Dispatch()
+        self.rng = rng
+        self.now = 0.0
+        self.said: list[object] = []
+        self.todo: deque[d.Event] = deque()
+        self.held: list[tuple[PeerId, JobId, TaskIndex, int]] = []
+
+    def feed(self, event: d.Event) -> None:
+        for effect in self.machine.handle(event, self.now):
+            self.said.append((self.now, effect))
+            if isinstance(effect, d.OpenAt):
+                self.todo.append(d.PeerAccepted(effect.peer, effect.job))
+            elif isinstance(effect, d.Send):
+                self.held += [(effect.peer, effect.job, lease.task, lease.attempt) for lease in effect.leases]
+        self.machine.check_invariants()
+        while self.todo:
+            self.feed(self.todo.popleft())
+
+    def report_one(self) -> None:
+        peer, job, task, attempt = self.held.pop(self.rng.randrange(0, len(self.held)))
+        outcome = self.rng.choice([Outcome.RETURNED] * 8 + [Outcome.RAISED, Outcome.WORKER_DIED])
+        report = TaskReport(task, attempt, outcome, self.rng.uniform(0.001, 0.1))
+        self.feed(d.Reported(peer, job, (report,) * self.rng.choice([1, 1, 1, 2])))
+
+
+def dispatch(rng: random.Random) -> object:
+    """Two jobs at three peers, one of which dies and comes back; one job is cancelled."""
+    lenders = _Lenders(rng)
+    peers = [PeerId(bytes([number]) * 32) for number in range(1, 4)]
+    jobs = [JobId(bytes([number]) * 12) for number in range(1, 3)]
+    options = JobOptions(on_error=OnError.SKIP)
+    for job in jobs:
+        spec = JobSpec(job, "story", ProgramId(b"p" * 32), "map", Aggregation.NONE, None, options, 200)
+        lenders.feed(d.JobOpened(spec))
+        lenders.feed(d.TasksAdded(job, tuple(TaskIndex(number) for number in range(200))))
+        lenders.feed(d.InputsEnded(job))
+    for rank, peer in enumerate(peers):
+        lenders.feed(d.PeerUsable(peer, 0.001 * (rank + 1), rank == 0, 10.0 * (rank + 1)))
+        lenders.feed(d.Granted(peer, 2))
+    for step in range(3_000):
+        lenders.now += 0.01
+        if lenders.held:
+            lenders.report_one()
+        at = lenders.machine.deadline()
+        if at is not None and at <= lenders.now:
+            lenders.feed(d.Tick())
+        if step == 50:
+            lenders.feed(d.PeerGone(peers[2], "link lost"))
+            lenders.held = [each for each in lenders.held if each[0] != peers[2]]
+        if step == 90:
+            lenders.feed(d.PeerUsable(peers[2], 0.003, False, 30.0))
+            lenders.feed(d.Granted(peers[2], 2))
+        if step == 150:
+            lenders.feed(d.JobCancelled(jobs[1]))
+    ended = {effect.job: effect.state for _, effect in lenders.said if isinstance(effect, d.JobEnded)}  # type: ignore[misc]
+    assert set(ended) == set(jobs)
+    return lenders.said
+
+
+class _Workers:
+    """Workers that start, run what they are given, and now and then die of it."""
+
+    def __init__(self, rng: random.Random, slots: int) -> None:
+        self.machine = lending.Lend(slots)
+        self.rng = rng
+        self.now = 0.0
+        self.said: list[object] = []
+        self.todo: deque[lending.Event] = deque()
+        self.running: dict[int, list[tuple[int, int]]] = {}
+        self.count = 0
+
+    def feed(self, event: lending.Event) -> None:
+        for effect in self.machine.handle(event, self.now):
+            self.said.append((self.now, effect))
+            match effect:
+                case lending.SpawnWorker(token):
+                    self.count += 1
+                    self.running[self.count] = []
+                    self.todo += [lending.WorkerSpawned(token, self.count), lending.WorkerReady(self.count)]
+                case lending.RunBatch(worker, _, _, rows):
+                    self.running[worker] += rows
+                case lending.CancelOnWorker(worker, rows):
+                    self.end(worker, [row for row in self.running.get(worker, []) if row in rows], Outcome.CANCELLED)
+                case lending.RetireWorker(worker):
+                    self.todo.append(lending.WorkerGone(worker, tuple(self.running.pop(worker, []))))
+        self.machine.check_invariants()
+        while self.todo:
+            self.feed(self.todo.popleft())
+
+    def end(self, worker: int, rows: list[tuple[int, int]], outcome: Outcome) -> None:
+        self.running[worker] = [row for row in self.running.get(worker, []) if row not in rows]
+        self.todo.append(lending.TasksEnded(worker, tuple((task, attempt, outcome, 0.01) for task, attempt in rows)))
+
+    def step(self) -> None:
+        self.now += 0.01
+        busy = [worker for worker, rows in self.running.items() if rows]
+        if busy:
+            worker = self.rng.choice(busy)
+            died = self.rng.random() < 0.05
+            self.end(worker, self.running[worker][:1], Outcome.WORKER_DIED if died else Outcome.RETURNED)
+            self.feed(self.todo.popleft())
+            if died:
+                self.feed(lending.WorkerGone(worker, tuple(self.running.pop(worker, []))))
+        at = self.machine.deadline()
+        if at is not None and at <= self.now:
+            self.feed(lending.Tick())
+
+
+def lend(rng: random.Random) -> object:
+    """Two origins with a job each at a peer of three slots; cancels, changed slots, a lost origin, and the end."""
+    workers = _Workers(rng, 3)
+    origins = [PeerId(bytes([number]) * 32) for number in range(1, 3)]
+    jobs = [JobId(bytes([number]) * 12) for number in range(1, 3)]
+    for origin, job in zip(origins, jobs, strict=True):
+        program = ProgramId(job[:1] * 32)
+        workers.feed(lending.OriginOpened(origin, job, program, 5, None, None))
+        workers.feed(lending.TasksArrived(origin, job, tuple((task, 0) for task in range(60))))
+    for step in range(200):
+        workers.step()
+        if step == 20:
+            workers.feed(lending.CancelAsked(origins[0], jobs[0], tuple((task, 0) for task in range(20, 40))))
+        if step == 40:
+            workers.feed(lending.SlotsChanged(1))
+        if step == 60:
+            workers.feed(lending.SlotsChanged(3))
+        if step == 80:
+            workers.feed(lending.OriginGone(origins[1]))
+    workers.feed(lending.JobClosed(origins[0], jobs[0]))
+    workers.now += 600.0
+    workers.feed(lending.Tick())
+    workers.feed(lending.Draining())
+    return workers.said
