@@ -186,8 +186,12 @@ def import_(ctx: click.Context, file: Path, name: str | None) -> None:
         data = sys.stdin.buffer.read(1 << 20) if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise ResourceError(f"cannot read {file}: {error.strerror}") from error
-    made = networks_of(settings).import_owner(data, _passphrase(settings, confirm=False), name)
-    note(f"you own {made.name} here now. Make it the current network with: p2pcompute network use {made.name}")
+    networks = networks_of(settings)
+    made = networks.import_owner(data, _passphrase(settings, confirm=False), name)
+    if networks.current_name() == made.name:
+        note(f"you own {made.name} here now, and it is the current network")
+    else:
+        note(f"you own {made.name} here now. Make it the current network with: p2pcompute network use {made.name}")
 
 
 def _passphrase(settings: Settings, *, confirm: bool) -> str:

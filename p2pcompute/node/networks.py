@@ -210,6 +210,9 @@ class Networks:
                     )
             chosen = name or self._free_name(_as_name(authority.name))
             self._add(chosen, self._owned(authority))
+            if self._current() is None:
+                # On a fresh machine the next `up` must not make another network beside the one that was rescued.
+                self._set_current(chosen)
             return self._load(chosen)
 
     # --- files ----------------------------------------------------------------------------------------------------------

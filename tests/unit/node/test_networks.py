@@ -297,3 +297,10 @@ def test_the_own_invitation_reads_as_a_token(networks: Networks, tmp_path: Path)
     owned = networks.create("home")
     text = (tmp_path / "anna" / "data" / "networks" / "home" / "invitation.token").read_text()
     assert Invitation.from_token(text, NOW).id == owned.invitation.id
+
+
+def test_an_owner_imported_on_a_fresh_machine_is_the_current_network(networks: Networks, others: Networks) -> None:
+    owned = networks.create("home")
+    imported = others.import_owner(networks.export_owner("home", "a long passphrase"), "a long passphrase")
+    assert others.current_name() == imported.name == "home"
+    assert others.default().invitation.network == owned.invitation.network
