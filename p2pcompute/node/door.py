@@ -49,12 +49,6 @@ class JobOutcome:
     skipped: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class _Known:
-    function: Callable[..., Any]
-    program: Program
-
-
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """Where a failing input, or a failing iterator, is noted so that the caller gets its own exception."""

@@ -25,7 +25,6 @@ from p2pcompute.node.driver import Pump
 from p2pcompute.node.own_record import OwnRecord
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.wire.messages import (
-    Goodbye,
     Message,
     Records,
     Renewals,
@@ -300,8 +299,3 @@ class Overlay:
             self._log.debug("throughput not measured", peer=short_peer_id(link.peer), cause=str(error))
             return
         self.book.feed(book.LinkMeasured(link.peer, link.rtt_s, rate_mbps))
-
-
-def goodbye(text: str) -> Goodbye:
-    """What a peer says when it stops on purpose."""
-    return Goodbye("leaving", text)

@@ -10,6 +10,7 @@ A peer's bytes can cause only ProtocolError here (fuzzed in tests/fuzz).
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -23,12 +24,12 @@ from p2pcompute.model.errors import ProtocolError
 M = TypeVar("M")
 
 
-class Check:
+class Check(abc.ABC):
     """Says whether a decoded value may stand in a field, and turns it into the field's Python form and back."""
 
+    @abc.abstractmethod
     def load(self, value: Any) -> Any:
         """The field's value. Raises ProtocolError."""
-        raise NotImplementedError
 
     def dump(self, value: Any) -> Any:
         """What msgpack packs."""
