@@ -21,9 +21,10 @@ from p2pcompute.net.link import Link
 from p2pcompute.net.links import LinkHub
 from p2pcompute.net.tls import admission_error_from_tls, client_context, server_context
 from p2pcompute.wire.authority import Authority
+from p2pcompute.wire.families import LINK_CODEC
 from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.membership import Admitted, Membership
-from p2pcompute.wire.messages import LINK_CODEC, BlobWant, Grant, Hello, Message, Records
+from p2pcompute.wire.messages import BlobWant, Grant, Hello, Message, Records
 from p2pcompute.wire.versions import ALPN_HTTP, ALPN_STREAM, PROTOCOL, PROTOCOL_OLDEST
 
 FRAMES = 100_000

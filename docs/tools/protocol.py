@@ -14,7 +14,8 @@ from parts import ROOT, main
 
 from p2pcompute.model import limits
 from p2pcompute.wire import beacon, codec, framing, record, versions
-from p2pcompute.wire.messages import CONTROL_MESSAGES, LINK_MESSAGES, PAYLOAD, Message
+from p2pcompute.wire.families import CONTROL_MESSAGES, LINK_MESSAGES
+from p2pcompute.wire.messages import PAYLOAD, Message
 
 TOOL = "docs/tools/protocol.py"
 PAGE = ROOT / "docs" / "protocol.md"

@@ -26,6 +26,10 @@ HALF_OPEN_MAX = 64
 HANDSHAKES_PER_SECOND_PER_ADDRESS = 10
 #: Links kept open; a few dozen carry gossip and jobs, further peers are dialled on demand.
 LINKS_MAX = 48
+#: A link that has been up for so long and is still of no use may be closed where there are too many: gossip has had its turns.
+LINK_IDLE_AFTER_S = 60.0
+#: Links that a peer of a larger network wants: 13 chosen ones and as many more for jobs; the rest of `LINKS_MAX` is for others.
+LINKS_WANTED = 24
 #: A connection attempt.
 DIAL_TIMEOUT_S = 5.0
 
@@ -68,6 +72,219 @@ ADDRESSES_MAX = 16
 DIALS_AT_ONCE_MAX = 8
 #: Addresses that the joining machine remembers.
 CANDIDATES_MAX = 1_024
+#: Long-lived peers of different networks whose addresses are kept whatever else is forgotten: more than one flood can hide.
+ANCHORS_MIN = 4
+#: Peers for whose sake views are exchanged out of turn whose last time is remembered: those of a large office.
+EXCHANGES_REMEMBERED_MAX = 4_096
+
+# --- datagrams --------------------------------------------------------------------------------------------------------
+#: A UDP datagram with everything in it: fits the 1,280 bytes that every IPv6 path carries, with room for tunnels.
+DATAGRAM_BYTES_MAX = 1_200
+#: What a sealed datagram carries: the rest is its header (13) and its tag (16).
+DATAGRAM_PAYLOAD_BYTES_MAX = 1_168
+#: Sessions cached: one for each peer that a large network makes this one talk to, about 1 KiB each.
+SESSIONS_MAX = 4_096
+#: Certificates of one peer before they are deflated; an admin's guest with the longest labels shows 1,300 bytes.
+PAPERS_BYTES_MAX = 4_096
+#: Counters behind the newest whose datagrams are still taken: what 1 Gbit/s reorders within 10 ms.
+REPLAY_WINDOW = 2_048
+#: Sessions of one peer that are kept: the one in use, the one before it, and one of two that were begun at the same time.
+SESSIONS_PER_PEER_MAX = 3
+#: Age and datagrams after which a session gets fresh keys: an hour as TLS tickets, and far below what the cipher bears.
+SESSION_REKEY_S = 3_600.0
+SESSION_DATAGRAMS_MAX = 1 << 48
+#: A session is not used beyond this age, whether or not fresh keys could be agreed on.
+SESSION_END_S = 3_900.0
+#: A session from which nothing was heard for so long is forgotten; mappings of routers are gone long before.
+SESSION_SILENCE_MAX_S = 600.0
+#: Handshakes of our own under way: all that a peer meets in its first second in a large network.
+HANDSHAKES_OWN_MAX = 256
+#: Handshakes of others that are checked a second, near and far each: certificates cost 0.5 ms, so 10 % of a core.
+HANDSHAKES_PER_SECOND = 200
+#: Payloads of one peer held while its handshake runs, and for how long: later they would be stale news.
+PAYLOADS_HELD_MAX = 8
+PAYLOAD_HELD_S = 3.0
+#: A secret makes cookies for so long, and is remembered for as long again.
+COOKIE_SECRET_S = 120.0
+#: Datagrams a second from one address: thirty busy peers behind one router send half as many.
+DATAGRAMS_PER_SECOND_PER_ADDRESS = 2_000
+#: Datagrams a second that belong to no session at its known address, near and far each: 5 % of a core.
+STRANGE_DATAGRAMS_PER_SECOND = 5_000
+#: How much more of all that addresses of our own site may send: a laboratory or a campus behind one address.
+NEAR_RATE_FACTOR = 10
+#: Addresses whose datagrams are counted; the longest quiet one is forgotten, since the bounds above hold all together.
+ADDRESSES_COUNTED_MAX = 4_096
+#: Refusals told a second, all addresses together: what a person could still read.
+REFUSALS_TOLD_PER_SECOND = 16
+#: A signed rumour; the largest, a suspicion, has about 150 bytes.
+RUMOUR_BYTES_MAX = 256
+#: Rumours in one datagram.
+RUMOURS_PER_MESSAGE_MAX = 48
+#: Buckets of a digest: at 1,000 peers one differing bucket is told in one datagram.
+DIGEST_BUCKETS = 64
+#: Rows of versions, or wanted peers, in one message over a link; a datagram holds about 24.
+VERSIONS_PER_MESSAGE_MAX = 2_048
+#: The smallest rumour, an announcement.
+RUMOUR_BYTES_MIN = 25
+#: Rumours that wait to be passed on: one about each of a thousand peers, as in a cold start, and room beside.
+RUMOURS_QUEUED_MAX = 2_048
+#: Rumours whose signatures are remembered as checked: those that go round a busy network within a few seconds.
+RUMOURS_REMEMBERED_MAX = 1_024
+#: Records that are asked for and have not come: a cold start among thousands; more are asked for in the next exchange.
+WANTS_MAX = 4_096
+#: Records asked for in one datagram: the answer is as many datagrams, and a socket's buffer holds them.
+WANTS_PER_DATAGRAM_MAX = 32
+#: Records that are put together from pieces at a time: 8 KiB each.
+PARTIALS_MAX = 64
+#: A record whose pieces have not all come within this is given up.
+PARTIAL_S = 5.0
+#: Probes made for others at a time: one from each of a few hundred peers in the same second.
+PROBES_FOR_OTHERS_MAX = 256
+#: A probe for another peer waits at most so long: nobody's time is up later.
+PROBE_FOR_OTHER_S_MAX = 30.0
+#: A round trip stretches the wait for a probe up to this: WAN's value, beyond it a peer is useless anyway.
+PROBE_TIMEOUT_S_MAX = 3.0
+#: Questions about suspects that wait for their answer: one of each link about each of a few hundred peers that went at once.
+ANSWERS_HELD_MAX = 16_384
+#: Accusations of one peer heard a second: it makes one probe a second, and loses several links at once now and then.
+ACCUSATIONS_PER_SECOND = 2.0
+#: Accusations that were proven wrong and are held against a peer before it is no longer listened to.
+FALSE_ACCUSATIONS_MAX = 10
+#: One of them is forgiven so often, seconds: a peer short of CPU time is wrong a few times a minute, a liar always.
+FALSE_ACCUSATION_FORGIVEN_S = 10.0
+#: Relays that one peer names: one may die, a third helps nobody.
+RELAYS_MAX = 2
+#: Edges of one record that count: 6 near, 6 spread, 2 on the ring, and room for another selection.
+EDGES_MAX = 16
+#: Peers up to which every pair without a measured edge gets an estimate; beyond, each peer gets a few (2,016 pairs at 64).
+ESTIMATES_PEERS_MAX = 64
+#: Peers whose last round trips the network coordinate remembers: as many as have sessions, 200 bytes each.
+COORDINATE_PEERS_MAX = 4_096
+
+# --- address book (DHT) -----------------------------------------------------------------------------------------------
+#: A signed pointer with everything in it, which is what a holder keeps: fits a datagram beside the headers around it.
+POINTER_BYTES_MAX = 1_000
+#: The label of a pointer's name: an id and a few characters.
+POINTER_LABEL_BYTES_MAX = 64
+#: The longest life of a pointer: who is away for a day is not at the old address.
+POINTER_LIFETIME_MAX_S = 86_400
+#: Clocks of laptops are wrong by minutes: a pointer is taken this long past its end, and so far from the future.
+POINTER_SKEW_MAX_S = 600.0
+#: Contacts in one reply, and in one bucket (k); 20 of IPv4 have 780 bytes, 20 of IPv6 1,020.
+DHT_CONTACTS_PER_REPLY_MAX = 20
+#: Contacts in the table of one family: more than a lookup in the largest network can use.
+DHT_CONTACTS_MAX = 4_096
+#: Contacts of one /24 (IPv6: /48) in one reply and one bucket, and in the table: who owns one network is one voice. In
+#: ranges that are not routed the same figures hold for an invitation, where others want the place.
+DHT_SAME_NETWORK_PER_BUCKET_MAX = 2
+DHT_SAME_NETWORK_PER_TABLE_MAX = 10
+#: A request is padded to this, so that the largest reply is less than three times as large.
+DHT_REQUEST_BYTES = 400
+#: What a reply may have for each byte of its request: nobody gains by using a peer as an amplifier.
+DHT_REPLY_FACTOR_MAX = 3
+#: Requests that one address may send a second, and as many at once; in private ranges an invitation, which may be a cluster.
+DHT_REQUESTS_PER_SECOND_PER_ADDRESS = 100
+#: Stores among them, each of which may cost a signature check: 20 of them are 0.3 % of a core.
+DHT_STORES_PER_SECOND_PER_ADDRESS = 20
+#: How many times as much an invitation may send from private, link-local and loopback addresses.
+DHT_PRIVATE_ADDRESS_FACTOR = 5
+#: Calls that wait for an answer at a time: twenty lookups at once.
+DHT_CALLS_MAX = 512
+#: Waiting for an answer: four times the smoothed round trip within these bounds; a second before anything is known (RFC 6298).
+DHT_TIMEOUT_MIN_S = 0.3
+DHT_TIMEOUT_MAX_S = 3.0
+DHT_TIMEOUT_FIRST_S = 1.0
+#: Tries of one call: one lost datagram says nothing.
+DHT_TRIES = 2
+#: Failed calls in a row after which a contact leaves the table.
+DHT_FAILURES_MAX = 3
+#: A contact that did not answer is left alone for so long, twice as long each further time, up to the bound.
+DHT_DEAD_FIRST_S = 5.0
+DHT_DEAD_MAX_S = 600.0
+#: Dead addresses that are remembered; beyond it the oldest are forgotten, which costs one more try.
+DHT_DEAD_REMEMBERED_MAX = 4_096
+#: Lookup: time in all, disjoint paths (S/Kademlia, 2007), requests in flight on each (Kademlia's alpha), contacts looked at on each.
+DHT_LOOKUP_DEADLINE_S = 8.0
+DHT_LOOKUP_PATHS = 3
+DHT_ALPHA = 3
+DHT_CANDIDATES_PER_PATH_MAX = 256
+#: Contacts told by one responder that may be dead before the rest of what it told is passed over.
+DHT_DEAD_TOLD_MAX = 3
+#: A get ends when holders of so many voices have answered, or when after the first as long again as it took has gone by, within
+#: these bounds (seconds): the newest of them wins.
+DHT_VALUES_WANTED = 3
+DHT_VALUE_GRACE_S = 0.15
+DHT_VALUE_GRACE_MAX_S = 1.0
+#: Pointers that a peer keeps for others, of one owner, and brought by peers of one invitation where others want the place.
+DHT_RECORDS_MAX = 4_096
+DHT_RECORDS_PER_OWNER_MAX = 64
+DHT_RECORDS_PER_INVITATION_MAX = 512
+#: Pointers that this peer publishes itself; others would take no more from it.
+DHT_PUBLISHED_MAX = DHT_RECORDS_PER_OWNER_MAX
+#: Contacts that wait to be asked whether they are there, those of one network among them, and those asked at a time.
+DHT_HINTS_MAX = 256
+DHT_HINTS_PER_NETWORK_MAX = 16
+#: One that has answered is not asked again for so long, though no table had room for it.
+DHT_HINT_PAUSE_S = 20.0
+DHT_CHECKS_AT_ONCE = 8
+#: Contacts remembered across restarts.
+DHT_ANCHORS = 4
+#: Buckets without a lookup for so long get one.
+DHT_REFRESH_INTERVAL_S = 600.0
+#: The contact that was quiet longest is asked this often whether it is there: 20 contacts are known to be up every 10 minutes.
+DHT_CHECK_INTERVAL_S = 30.0
+#: Offenders whose doings are counted by name.
+DHT_OFFENDERS_MAX = 256
+
+# --- relays and dial-back ---------------------------------------------------------------------------------------------
+#: How long a relay keeps a peer reachable without being asked again: an hour, so that a peer that left is soon forgotten.
+RELAY_RESERVATION_S = 3_600.0
+#: Peers that one relay keeps reachable: each costs a link, and a few of them with traffic fill an upstream of 100 Mbit/s.
+RELAY_RESERVATIONS_MAX = 32
+#: Circuits of one relay, to one reserved peer and by one asker: eight askers share what there is, none can take it all.
+RELAY_CIRCUITS_MAX = 64
+RELAY_CIRCUITS_PER_TARGET_MAX = 16
+RELAY_CIRCUITS_PER_ASKER_MAX = 8
+#: Circuits that one asker may begin in a second, after as many at once as it may have: who opens and closes only troubles targets.
+RELAY_OPENS_PER_SECOND_PER_ASKER = 2
+#: What passes a circuit in each direction: enough for tasks and results, too little to make a relay a way to move data sets.
+RELAY_BYTES_PER_SECOND = 1 << 20
+#: What may pass at once after a pause: a quarter of a second's worth, so that a handshake and small messages never wait.
+RELAY_BURST_BYTES = 256 * 1024
+#: Bytes in one message of a circuit: two TLS records, 30 ms at the rate of a circuit, which is what others may have to wait.
+CIRCUIT_DATA_BYTES_MAX = 32 * 1024
+#: What a relay, and an end, takes on a circuit before it grants more: the rate of a circuit times a round trip of 250 ms.
+CIRCUIT_WINDOW_BYTES = 256 * 1024
+#: The largest grant that is believed: room for later versions with faster circuits.
+CIRCUIT_GRANT_BYTES_MAX = 16 << 20
+#: Bulk on a relayed link is handed on only while less than this waits, so that control waits for 60 ms of a circuit's rate.
+RELAYED_BULK_BUFFER_BYTES = 64 * 1024
+#: A circuit on which nothing moves for so long is closed: twice the silence after which the link inside it is dead.
+CIRCUIT_SILENCE_MAX_S = 90.0
+#: How long what one side sent before it closed may take to reach the other: a full window at the rate of a circuit, and patience.
+CIRCUIT_DRAIN_S = 5.0
+#: How long an offered circuit may wait for the target's word, and a reservation for the relay's.
+CIRCUIT_ANSWER_TIMEOUT_S = 8.0
+#: Peers whose relayed bytes are counted: far more than ever have a circuit; the longest unused are forgotten first.
+RELAY_METERED_MAX = 4_096
+#: Addresses in one request to be dialled: one of each family.
+DIAL_BACK_ADDRESSES_MAX = 2
+#: One try of a dial-back; a path that needs longer is none that one wants to depend on.
+DIAL_BACK_TIMEOUT_S = 3.0
+#: Between two dial-backs, or two reversed dials, for one peer: it learns what it needs, and nobody can scan with our address.
+DIAL_BACK_INTERVAL_S = 10.0
+#: Reversed dials, and dial-backs, that run at a time.
+DIAL_BACKS_AT_ONCE_MAX = 8
+#: How often a peer finds out anew how it can be reached while nothing changes: routers and firewalls are changed by people.
+REACH_RECHECK_INTERVAL_S = 1_800.0
+#: Dial-backs asked for in one check: two that agree settle it, and three more outvote two that lie, fail or do not answer.
+DIAL_BACKS_ASKED_MAX = 5
+#: Peers remembered as possible relays of this one: two are needed, the rest is choice.
+RELAY_CANDIDATES_MAX = 256
+#: How long a router is asked to forward a port; renewed at half, so that a port of a peer that died is closed after two hours.
+PORT_MAPPING_LEASE_S = 7_200.0
+#: An answer of a router, in bytes: descriptions of its services have up to 40 KiB.
+ROUTER_ANSWER_BYTES_MAX = 256 * 1024
 
 # --- LAN beacon -------------------------------------------------------------------------------------------------------
 BEACON_PORT = 9877

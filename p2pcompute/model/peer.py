@@ -80,6 +80,40 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Coordinate:
+    """A place in the space of round trips: Vivaldi with a height (Dabek et al., SIGCOMM 2004), as Serf uses it.
+
+    `vector`: seconds, one to eight dimensions; `height_s`: the part of every round trip that is the peer's own access
+    line; `adjustment_s`: what the model is wrong by on the average; `error`: relative, 0 (sure) to 1.5 (guessed).
+    """
+
+    vector: tuple[float, ...]
+    height_s: float
+    error: float
+    adjustment_s: float = 0.0
+
+
+class Reach(enum.StrEnum):
+    """How a peer can be reached from outside its own network, as it found out."""
+
+    UNKNOWN = "unknown"
+    #: Peers of other networks have dialled it.
+    PUBLIC = "public"
+    #: The same, through a port that its router forwards.
+    MAPPED = "mapped"
+    #: Only from its own network, or through a relay.
+    PRIVATE = "private"
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A public peer that passes on connections to a peer which nobody can dial."""
+
+    peer: PeerId
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
 class PeerRecord:
     """What a peer says about itself. Its signed form, `wire.record.SignedRecord`, is what travels.
 
@@ -105,6 +139,11 @@ class PeerRecord:
     functions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     leaving: bool = False
+    #: The newest protocol version that the peer speaks; records of the first one do not say it.
+    protocol: int = 1
+    coordinate: Coordinate | None = None
+    reach: Reach = Reach.UNKNOWN
+    relays: tuple[Relay, ...] = ()
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -145,10 +184,15 @@ class PeerView:
     own: PeerRecord
     entries: tuple[PeerEntry, ...]
     version: int
+    #: `entries` by peer, so that looking one up costs the same in a network of thousands.
+    _by_peer: Mapping[PeerId, PeerEntry] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_peer", {entry.record.peer: entry for entry in self.entries})
 
     def entry(self, peer: PeerId) -> PeerEntry | None:
         """The row of `peer`, or None where it is unknown or this peer itself."""
-        return next((entry for entry in self.entries if entry.record.peer == peer), None)
+        return self._by_peer.get(peer)
 
     @property
     def alive(self) -> tuple[PeerEntry, ...]:

@@ -1,7 +1,7 @@
 """Frames of the control socket: how messages and credits become bytes and back.
 
 Owns the layout, u32 length | u8 type | u32 call | payload, all big-endian, which is that of a link's frames: type 0 carries a message of
-`wire.messages.CONTROL_CODEC` (call 0), type 1 a credit: the sender has taken so many values of that call (u32), and the
+`wire.families.CONTROL_CODEC` (call 0), type 1 a credit: the sender has taken so many values of that call (u32), and the
 receiver may send as many more. Values of a call are feeds in one direction and notices in the other; neither side
 sends more of them than it was granted, so reading never has to stop: a hang-up or a lost connection is seen at once,
 however much waits, and one slow call does not hold up another.
@@ -27,7 +27,8 @@ from p2pcompute.model.errors import (
     P2PComputeError,
     ProtocolError,
 )
-from p2pcompute.wire.messages import CONTROL_CODEC, Goodbye, Message
+from p2pcompute.wire.families import CONTROL_CODEC
+from p2pcompute.wire.messages import Goodbye, Message
 
 HEADER = struct.Struct("!IBI")
 _COUNT = struct.Struct("!I")

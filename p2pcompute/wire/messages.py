@@ -1,7 +1,7 @@
 """Every message that crosses a link, with its limits; `docs/protocol.md` is generated from this file.
 
 A message is a frame whose payload is msgpack: [kind, fields]. Kinds are never used twice: a kind that is withdrawn keeps its
-number. The classes say who sends them and what follows; the machines that send and receive them decide when.
+number. Gossip has its messages in `gossip.py`; `families.py` says what may cross what. The classes say who sends them and what follows; the machines that send and receive them decide when.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from p2pcompute.wire.codec import (
     Raw,
     Real,
     Row,
-    Schema,
     Text,
     Truth,
     Whole,
-    pack,
-    unpack,
 )
 
 _JOB = Raw(JOB_ID_BYTES, JOB_ID_BYTES)
@@ -357,41 +354,3 @@ class Hangup(Message):
 
     kind: ClassVar[int] = 65
     call: Annotated[int, Whole()]
-
-
-#: What may cross a link between peers.
-LINK_MESSAGES: tuple[type[Message], ...] = (
-    Hello, Goodbye, Ping, Pong, Records, Revocations, Renewals, SuspectQuery, SuspectAnswer, JobOpen, JobAccept, JobRefuse,
-    Grant, Tasks, Results, TasksCancel, JobClose, TaskNews, BlobWant, BlobMissing, EchoWant,
-)  # fmt: skip
-#: What may cross a control socket.
-CONTROL_MESSAGES: tuple[type[Message], ...] = (Call, Feed, Notice, Answer, Fault, Hangup, Goodbye, Ping, Pong)
-
-
-class MessageCodec:
-    """Turns messages of one family into frame payloads and back. Immutable once built, safe to share."""
-
-    def __init__(self, family: tuple[type[Message], ...]) -> None:
-        self._by_kind = {cls.kind: Schema(cls) for cls in family}
-        self._by_class: dict[type[Message], Schema[Any]] = {schema.cls: schema for schema in self._by_kind.values()}
-
-    def encode(self, message: Message) -> bytes:
-        """The payload of the frame that carries `message`."""
-        return pack([message.kind, self._by_class[type(message)].to_fields(message)])
-
-    def decode(
-        self, payload: bytes | bytearray | memoryview, *, bytes_max: int = limits.FRAME_BYTES_MAX
-    ) -> Message | None:
-        """The message, or None for a kind that this version does not know. Raises ProtocolError."""
-        value = unpack(payload, bytes_max=bytes_max)
-        if type(value) is not list or len(value) != 2 or type(value[0]) is not int:
-            raise ProtocolError("a frame holds [kind, fields]")
-        schema = self._by_kind.get(value[0])
-        if schema is None:
-            return None
-        message: Message = schema.from_fields(value[1])
-        return message
-
-
-LINK_CODEC = MessageCodec(LINK_MESSAGES)
-CONTROL_CODEC = MessageCodec(CONTROL_MESSAGES)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from p2pcompute.model.errors import AdmissionError, AdmissionReason
 
-PROTOCOL = 1
+#: 2 brought gossip in datagrams, digests, relays; 1 knew records and questions about suspects over links.
+PROTOCOL = 2
 PROTOCOL_OLDEST = 1
 RECORD = 1
 PROGRAM = 1
 VALUES = 1
 TOKEN = 1
 BEACON = 1
-#: ALPN of the plain stream carrier.
-ALPN_STREAM = f"p2pc/{PROTOCOL}"
+#: ALPN of the plain stream carrier; names how frames stand in the stream, not what they say.
+ALPN_STREAM = "p2pc/1"
 ALPN_HTTP = "http/1.1"
 
 

@@ -19,19 +19,38 @@ from p2pcompute.execution import loader, pickles, program, values, worker_protoc
 from p2pcompute.model.errors import (
     AdmissionError,
     CorruptFileError,
+    LinkClosedError,
     P2PComputeError,
     PeerError,
     ProtocolError,
     ResultRefusedError,
     UsageError,
 )
+from p2pcompute.net import portmap_gateway, portmap_natpmp, portmap_upnp
 from p2pcompute.net.bootstrap_list import parse_bootstrap_list
 from p2pcompute.net.control_frames import FrameParser, FrameProtocol
+from p2pcompute.net.dht import frames as dht_frames
+from p2pcompute.net.dht.contacts import read_contacts
 from p2pcompute.net.link import Link, LinkState
-from p2pcompute.wire import beacon, certificates, chain, codec, framing, identity, messages, record
+from p2pcompute.wire import (
+    beacon,
+    certificates,
+    chain,
+    codec,
+    datagram,
+    families,
+    framing,
+    identity,
+    messages,
+    pointer,
+    record,
+)
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.invitation import Invitation
 from p2pcompute.wire.revocation import RevocationList
+from tests.fuzz import datagram_samples as ds
+from tests.fuzz import dht_samples as dhs
+from tests.fuzz import relay_samples as rs
 from tests.fuzz import wire_samples as ws
 
 #: Rooms in which a stranger's bytes arrive. Pure rooms above `wire` get decoded messages only.
@@ -181,7 +200,7 @@ def _link(data: bytes) -> object:
 
 
 def _link_frames() -> list[bytes]:
-    told = ws.of_messages(messages.LINK_MESSAGES)
+    told = ws.of_messages(families.LINK_MESSAGES)
     hello = framing.message_frame(told[0])
     bulk = b"".join(ws.frames())
     return [hello + framing.message_frame(each) for each in told] + [hello + bulk, bulk]
@@ -218,14 +237,31 @@ _ADMISSION = (AdmissionError, ProtocolError)
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 DECODERS: dict[str, Decoder] = {
+    "p2pcompute.wire.pointer.decode_pointer": Decoder(dhs.read_whole, dhs.pointers, (ProtocolError,)),
+    "p2pcompute.wire.pointer.open_pointer": Decoder(
+        lambda data: pointer.open_pointer(data, dhs.believing), dhs.pointers, (ProtocolError,)
+    ),
+    "p2pcompute.wire.pointer.read_address": Decoder(pointer.read_address, dhs.addresses, (ProtocolError,)),
+    "p2pcompute.net.dht.contacts.read_contacts": Decoder(read_contacts, dhs.contacts, (ProtocolError,)),
+    "p2pcompute.net.dht.frames.read_request": Decoder(dht_frames.read_request, dhs.request_bodies, (ProtocolError,)),
+    "p2pcompute.net.dht.frames.read_reply": Decoder(dhs.read_any_reply, dhs.reply_bodies, (ProtocolError,)),
+    "p2pcompute.net.dht.protocol.HardenedProtocol.datagram_received": Decoder(dhs.ask, dhs.requests, ()),
+    "p2pcompute.net.dht.protocol.HardenedProtocol.datagram_received (replies)": Decoder(dhs.answer, dhs.replies, ()),
+    "p2pcompute.net.dht.storage.SignedStorage.keep": Decoder(dhs.keep, dhs.pointers, (ProtocolError,)),
+    "p2pcompute.wire.datagram.decode_handshake": Decoder(datagram.decode_handshake, ds.handshakes, (ProtocolError,)),
+    "p2pcompute.wire.datagram.decode_papers": Decoder(datagram.decode_papers, ds.papers, (ProtocolError,)),
+    "p2pcompute.wire.session.Ephemeral.agree": Decoder(ds.agree, lambda: [b"\x09" + bytes(31)], (ProtocolError,)),
+    "p2pcompute.wire.session.Opener.open": Decoder(ds.open_sealed, ds.sealed, ()),
+    "p2pcompute.net.cookies.Cookies.holds": Decoder(ds.hold_cookie, lambda: [bytes(range(48))], ()),
+    "p2pcompute.net.sessions.Sessions.receive": Decoder(ds.feed_machine, ds.datagrams, ()),
     "p2pcompute.wire.codec.unpack": Decoder(
-        codec.unpack, lambda: ws.of_messages(messages.LINK_MESSAGES), (ProtocolError,)
+        codec.unpack, lambda: ws.of_messages(families.LINK_MESSAGES), (ProtocolError,)
     ),
-    "p2pcompute.wire.messages.MessageCodec.decode": Decoder(
-        messages.LINK_CODEC.decode, lambda: ws.of_messages(messages.LINK_MESSAGES), (ProtocolError,)
+    "p2pcompute.wire.families.MessageCodec.decode": Decoder(
+        families.LINK_CODEC.decode, lambda: ws.of_messages(families.LINK_MESSAGES), (ProtocolError,)
     ),
-    "p2pcompute.wire.messages.MessageCodec.decode (control)": Decoder(
-        messages.CONTROL_CODEC.decode, lambda: ws.of_messages(messages.CONTROL_MESSAGES), (ProtocolError,)
+    "p2pcompute.wire.families.MessageCodec.decode (control)": Decoder(
+        families.CONTROL_CODEC.decode, lambda: ws.of_messages(families.CONTROL_MESSAGES), (ProtocolError,)
     ),
     "p2pcompute.wire.record.open_record": Decoder(
         lambda data: record.open_record(data, ws.believing), ws.records, (ProtocolError,)
@@ -294,7 +330,29 @@ DECODERS: dict[str, Decoder] = {
         lambda data: _feed_pieces(FrameParser().feed, data), ws.control_frames_, (ProtocolError,)
     ),
     "p2pcompute.net.control_frames.FrameProtocol.data_received": Decoder(_frame_protocol, ws.control_frames_, ()),
+    "p2pcompute.net.relay_pipe.TlsPipe.feed": Decoder(
+        rs.feed_accepting, rs.client_hellos, (AdmissionError, LinkClosedError)
+    ),
+    "p2pcompute.net.relay_pipe.TlsPipe.feed (dialled)": Decoder(
+        rs.feed_dialling, rs.server_hellos, (AdmissionError, LinkClosedError)
+    ),
+    "p2pcompute.net.relay_pipe.ClearPipe.feed": Decoder(rs.feed_clear, rs.clear, ()),
+    "p2pcompute.net.relay_carrier.RelayCarrier.received": Decoder(
+        lambda data: rs.feed_carrier(_Hub(), _Clock(), data), rs.clear, (ProtocolError,)
+    ),
     "p2pcompute.net.link.Link.feed": Decoder(_link, _link_frames, ()),
+    "p2pcompute.net.portmap_natpmp.decode_answer": Decoder(
+        portmap_natpmp.decode_answer, ws.natpmp_answers, (ProtocolError,)
+    ),
+    "p2pcompute.net.portmap_upnp.decode_search_answer": Decoder(
+        lambda data: portmap_upnp.decode_search_answer(data, "192.168.1.1"), ws.ssdp_answers, (ProtocolError,)
+    ),
+    "p2pcompute.net.portmap_gateway.parse_linux_routes": Decoder(
+        ws.as_text(portmap_gateway.parse_linux_routes), ws.linux_routes, ()
+    ),
+    "p2pcompute.net.portmap_gateway.parse_netstat_routes": Decoder(
+        ws.as_text(portmap_gateway.parse_netstat_routes), ws.netstat_routes, ()
+    ),
     "p2pcompute.net.bootstrap_list.parse_bootstrap_list": Decoder(
         ws.as_text(parse_bootstrap_list), ws.bootstrap_lists, (UsageError,)
     ),
@@ -329,6 +387,10 @@ _OWN_WORD = "takes a name that this machine's user typed"
 
 #: What looks like a decoder and is none, with the reason.
 NOT_DECODERS: dict[str, str] = {
+    "p2pcompute.wire.session.digest": "hashes whatever it is given",
+    "p2pcompute.net.handshakes.Candidate.prove": _OWN_BYTES,
+    "p2pcompute.net.udp_port.UdpPort.hand_in": "passes a datagram on unread",
+    "p2pcompute.net.udp_port.open_udp_port": "takes an address that this machine's user typed",
     "p2pcompute.execution.pool_worker.PoolWorker.take_want": "judges what a parsed frame says; a worker that lies is killed for it",
     "p2pcompute.wire.authority.open_network": _OWN_WORD,
     "p2pcompute.wire.chain.open_owner_certificate": _OWN_WORD,

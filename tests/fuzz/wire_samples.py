@@ -20,7 +20,7 @@ from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address, Edge, Role
 from p2pcompute.net import control_frames
-from p2pcompute.wire import framing, messages, record
+from p2pcompute.wire import families, framing, messages, record
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.beacon import network_tag, sign_beacon, view_hash
 from p2pcompute.wire.identity import PeerKey
@@ -37,7 +37,7 @@ NOW_WALL = 1_800_000_000.0
 
 def of_messages(family: tuple[type[messages.Message], ...]) -> list[bytes]:
     """Encoded messages of one family."""
-    coder = messages.MessageCodec(family)
+    coder = families.MessageCodec(family)
     return [coder.encode(each) for each in samples.messages(random.Random(1)) if type(each) in family]
 
 
@@ -118,7 +118,7 @@ def network() -> SampleNetwork:
 
 def frames() -> list[bytes]:
     """Frames of a link, one and several at a time."""
-    hello = messages.LINK_CODEC.encode(messages.Ping(7))
+    hello = families.LINK_CODEC.encode(messages.Ping(7))
     each = [
         framing.message_frame(hello),
         framing.frame_header(framing.FrameType.CHUNK, 5, 3) + b"abc",
@@ -239,3 +239,24 @@ def worker_ends() -> list[bytes]:
 def as_text(read: Callable[[str], object]) -> Callable[[bytes], object]:
     """A decoder of text, fed with bytes: whatever they are, each is a character."""
     return lambda data: read(data.decode("utf-8", "replace"))
+
+
+def natpmp_answers() -> list[bytes]:
+    """A router's address, a forwarded port and a refusal."""
+    texts = ("0080000000000e1005060708", "0082000000000e102694269500001c20", "0081000200000e10")
+    return [bytes.fromhex(text) for text in texts]
+
+
+def ssdp_answers() -> list[bytes]:
+    """What a router says to a search."""
+    return [b"HTTP/1.1 200 OK\r\nST: upnp:rootdevice\r\nLocation: http://192.168.1.1:5000/rootDesc.xml\r\n\r\n"]
+
+
+def linux_routes() -> list[bytes]:
+    """A table of routes as Linux shows it."""
+    return [b"Iface\tDestination\tGateway\n" + b"eth0\t00000000\tFE01A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"]
+
+
+def netstat_routes() -> list[bytes]:
+    """Tables of routes as macOS and Windows print them."""
+    return [b"default 192.168.1.1 UGScg en0\n", b" 0.0.0.0 0.0.0.0 192.168.1.1 192.168.1.20 25\n"]

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from p2pcompute.model import capability, errors, ids, job, peer
-from p2pcompute.wire import codec, messages
-from tests.purity import machine_exercises
+from p2pcompute.wire import codec, families
+from tests.purity import machine_exercises, network_exercises, reach_exercise
 from tests.support import samples
 
 Exercise = Callable[[random.Random], object]
@@ -68,7 +68,7 @@ def _codec(rng: random.Random) -> object:
 def _messages(rng: random.Random) -> object:
     seen = []
     for message in samples.messages(rng):
-        family = messages.LINK_CODEC if type(message) in messages.LINK_MESSAGES else messages.CONTROL_CODEC
+        family = families.LINK_CODEC if type(message) in families.LINK_MESSAGES else families.CONTROL_CODEC
         again = family.decode(family.encode(message))
         assert again == message
         seen.append(again)
@@ -82,10 +82,15 @@ PURE: dict[str, Exercise] = {
     "p2pcompute.model.job.JobOptions": _options,
     "p2pcompute.model.errors.UnknownNameError": _names,
     "p2pcompute.wire.codec.unpack": _codec,
-    "p2pcompute.wire.messages.MessageCodec": _messages,
+    "p2pcompute.wire.families.MessageCodec": _messages,
     "p2pcompute.membership.beacons.BeaconMachine": machine_exercises.beacon_machine,
     "p2pcompute.membership.book.PeerBook": machine_exercises.peer_book,
+    "p2pcompute.membership.healing.HealingMachine": machine_exercises.healing_machine,
+    "p2pcompute.membership.coordinates.CoordinateSpace": network_exercises.coordinates,
+    "p2pcompute.membership.agreement.agreed_edges": network_exercises.edges,
+    "p2pcompute.membership.pacing.Pacer": network_exercises.pacer,
     "p2pcompute.membership.joining.JoiningMachine": machine_exercises.joining_machine,
+    "p2pcompute.membership.reach.ReachMachine": reach_exercise.reach_machine,
     "p2pcompute.jobs.dispatch.Dispatch": machine_exercises.dispatch,
     "p2pcompute.jobs.lend.Lend": machine_exercises.lend,
 }

@@ -10,11 +10,11 @@ from collections import deque
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs import lend as lending
-from p2pcompute.membership import beacons, joining
+from p2pcompute.membership import beacons, healing, joining
 from p2pcompute.model.errors import AdmissionReason
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError, Outcome, TaskReport
-from p2pcompute.model.peer import Address
+from p2pcompute.model.peer import Address, Relay
 from p2pcompute.wire.beacon import Beacon, network_tag, sign_beacon, view_hash
 from tests.support.membership import NETWORK, WALL, BookWorld, FakeKey, fake_verify
 
@@ -75,7 +75,7 @@ def joining_machine(rng: random.Random) -> object:
     machine = joining.JoiningMachine(own.peer, rng)
     said: list[object] = []
     now = 0.0
-    dials: deque[joining.Dial] = deque()
+    dials: deque[joining.Effect] = deque()
 
     def feed(event: joining.Event) -> None:
         effects = machine.handle(event, now)
@@ -89,10 +89,21 @@ def joining_machine(rng: random.Random) -> object:
         peer = key.peer if number % 2 else None
         feed(joining.CandidateHeard(Address(f"10.0.0.{number + 1}", 9876), source, peer))
         feed(joining.CandidateHeard(Address(f"192.168.1.{number + 1}", 9876), "record", key.peer))
+    relay = Relay(others[7].peer, Address("192.168.1.8", 9876))
+    ways = tuple(Address(f"198.51.100.{number}", 9876) for number in range(2))
+    feed(joining.CandidatesHeard(tuple(joining.RecordAddresses(FakeKey(n).peer, ways, (relay,)) for n in range(8, 99))))
+    feed(joining.LinksPreferred((FakeKey(50).peer, others[3].peer)))
     linked: list[PeerId] = []
     for _ in range(300):
         if dials:
             dial = dials.popleft()
+            if isinstance(dial, joining.DialVia):
+                error = rng.choice([None, "timeout"])
+                feed(joining.DialEnded(dial.relay.address, dial.peer, error, via=dial.relay.peer))
+                if error is None and dial.peer not in linked:
+                    linked.append(dial.peer)
+                    feed(joining.LinkUp(dial.peer, relayed=True))
+                continue
             peer = dial.expected or others[rng.randrange(0, 8)].peer
             match rng.randrange(0, 4):
                 case 0:
@@ -113,6 +124,46 @@ def joining_machine(rng: random.Random) -> object:
             now = max(now, at) if at is not None else now + 1.0
             feed(joining.Tick())
     feed(joining.PeerForgotten(others[0].peer))
+    return said
+
+
+def healing_machine(rng: random.Random) -> object:
+    """A start from memory, peers that come and go, a split, a sleep, beacons and finds, through some virtual hours."""
+    peers = [FakeKey(number).peer for number in range(60)]
+    ways = [
+        (Address(f"10.{number % 5}.0.{number}", 9876), Address(f"fd00::{number + 1:x}", 9876)) for number in range(60)
+    ]
+    machine = healing.HealingMachine(FakeKey("own").peer, rng)
+    said: list[object] = []
+    now = 0.0
+
+    def feed(event: healing.Event) -> None:
+        said.extend((now, effect) for effect in machine.handle(event, now))
+        machine.check_invariants()
+
+    rows = zip(peers[:40], ways[:40], strict=True)
+    feed(healing.RememberedKnown(tuple(healing.Remembered(peer, where, WALL, 3) for peer, where in rows)))
+    for step in range(400):
+        at = machine.deadline()
+        now = max(now + 0.1, at if at is not None and rng.random() < 0.7 else now + rng.uniform(0.0, 10.0))
+        number = rng.randrange(0, 60)
+        peer, where = peers[number], ways[number]
+        alive = 5 if 200 <= step < 230 else 40
+        feed(
+            rng.choice(
+                [
+                    healing.Tick(),
+                    healing.PeerSeen(peer, where),
+                    healing.PeerLost(peer),
+                    healing.ViewSize(alive, 60),
+                    healing.ViewsDiffer(peer, where),
+                    healing.Found(peer, where),
+                ]
+            )
+        )
+    feed(healing.Woke(600.0))
+    feed(healing.NetworksChanged())
+    feed(healing.PeerBanned(peers[0]))
     return said
 
 

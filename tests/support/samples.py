@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from p2pcompute.model.ids import BLOB_ID_BYTES
 from p2pcompute.model.job import Outcome, Payload
-from p2pcompute.model.peer import Isolation
-from p2pcompute.wire import codec
-from p2pcompute.wire.messages import CONTROL_MESSAGES, LINK_MESSAGES, PAYLOAD, Message
+from p2pcompute.model.peer import Address, Isolation
+from p2pcompute.wire import codec, reaching
+from p2pcompute.wire.families import CONTROL_MESSAGES, LINK_MESSAGES
+from p2pcompute.wire.messages import PAYLOAD, Message
 
 #: Nobody needs samples at the upper end of a limit of megabytes.
 SAMPLE_ITEMS_MAX = 4
@@ -47,9 +48,22 @@ def sample(check: codec.Check, rng: random.Random) -> Any:
                 return rng.choice(list(Outcome))
             if from_plain is Isolation:
                 return rng.choice(list(Isolation))
+            if from_plain is reaching.numeric_address:
+                return Address(rng.choice(["10.1.2.3", "8.8.8.8", "2a00:1450::1"]), rng.randrange(1, 65536))
+            if isinstance(check.inner, codec.Row):
+                return _converted(check.inner, from_plain, rng)
         case codec.Plain():
             return rng.choice([1, 2.5, "text", b"bytes", True, [1, [2]], {"key": {"inner": b"x"}}, {}])
     raise NotImplementedError(f"say in tests/support/samples.py how a valid value for {check!r} looks")
+
+
+def _converted(inner: codec.Check, from_plain: Callable[[Any], Any], rng: random.Random) -> Any:
+    """What the first row that means something means."""
+    while True:
+        try:
+            return from_plain(sample(inner, rng))
+        except ValueError:
+            continue
 
 
 def sample_of(schema: codec.Schema[Any], rng: random.Random) -> Any:

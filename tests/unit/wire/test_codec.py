@@ -10,7 +10,8 @@ import pytest
 from p2pcompute.model.errors import AdmissionError, ProtocolError
 from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.wire.codec import pack, unpack
-from p2pcompute.wire.messages import LINK_CODEC, Grant, JobOpen, Ping, Results, Tasks
+from p2pcompute.wire.families import LINK_CODEC
+from p2pcompute.wire.messages import Grant, JobOpen, Ping, Results, Tasks
 from p2pcompute.wire.versions import PROTOCOL, negotiate
 
 JOB = b"j" * 12
