@@ -1,61 +1,78 @@
 """The peer book: who belongs to the network, what each says about itself, and who is believed to be up.
 
-Rules of the protocol behind it (the first one; full gossip replaces it without touching its users):
+State of a peer is a record signed by itself, ordered by (incarnation, sequence), so nobody can make another leave, move or
+come back. How records travel and how death is noticed depends on the peer's protocol version, which its record says:
 
-- State of a peer is a record signed by itself, ordered by (incarnation, sequence). Older and equal ones are dropped, so
-  nobody can make another leave, move or come back. What is new is passed on, see `spreading.py`.
-- A peer with a link is alive. A link lost without a goodbye makes a suspect: linked peers are asked, and the peer is dead
-  when none of them hears it (`suspicion.py`); at once where there is nobody to ask.
-- A peer alive by hearsay after its link was lost is asked about again until it is linked or dead. A peer that never had a
-  link here lives as long as its record is renewed.
-- A record that says `leaving` makes its peer LEFT. The dead and the left are kept, so that a newer record brings them back
-  and an older one does not, and are forgotten after an hour.
-- A record of the own key that is newer than the own one is outranked with a higher incarnation.
+- Peers of version 2 gossip: SWIM with Lifeguard (`detector.py`), rumours and digests (`exchange.py`), in datagrams, or over links
+  where no datagram gets through.
+- To peers of version 1 records are pushed over links, and a lost link is asked about (`hearsay.py`).
+- News of the one reaches the others through whoever is linked to both, and so do suspicions.
 
-Refuses to know: sockets, what is dialled (`joining.py`), jobs. Everything that a peer sends can cause `Misbehaved` at worst.
+For all of them: a record that says `leaving` makes its peer LEFT. The dead and the left are kept, so that a newer record brings
+them back and an older one does not, and are forgotten after an hour. A record of the own key that is newer than the own one is
+outranked with a higher incarnation. A book whose own record says version 1 behaves as that version did.
+
+This class is the composition: it hands each event to the part that owns it, then lets every part do what is due. Refuses to know:
+sockets, what is dialled (`joining.py`), jobs. Everything that a peer sends can cause `Misbehaved` at worst.
 """
 
 from __future__ import annotations
 
+from p2pcompute.membership import awareness
 from p2pcompute.membership.book_events import (
     AnswerSuspect,
     AskSuspect,
     BookSettings,
     Effect,
     Event,
+    GossipHeard,
     Learned,
     LinkLost,
     LinkMeasured,
     LinkOpened,
+    LoopLagged,
     Misbehaved,
     OwnChanged,
+    OwnLoadChanged,
     PeerAppeared,
     PeerBanned,
     PeerDied,
     PeerLeft,
+    PeerSuspected,
     RaiseIncarnation,
     RecordsHeard,
+    SendGossip,
     SendRecords,
     SuspectAnswered,
     SuspectAsked,
     ViewChanged,
+    Way,
+    Woke,
 )
-from p2pcompute.membership.incarnation import latest_incarnation
+from p2pcompute.membership.common import Common
+from p2pcompute.membership.detector import Detector
+from p2pcompute.membership.exchange import Exchange
+from p2pcompute.membership.hearsay import Hearsay
+from p2pcompute.membership.intake import Intake, RememberOpen
 from p2pcompute.membership.machine import Tick, earliest
+from p2pcompute.membership.raising import Raising
 from p2pcompute.membership.spreading import Spreading
-from p2pcompute.membership.suspicion import Inquiry, Verdict
-from p2pcompute.membership.table import GONE, Row, Table
+from p2pcompute.membership.table import GONE, Row
+from p2pcompute.membership.voice import Voice
+from p2pcompute.membership.wants import Wants
 from p2pcompute.model import limits
 from p2pcompute.model.errors import ProtocolError
 from p2pcompute.model.ids import PeerId
-from p2pcompute.model.peer import PeerRecord, PeerStatus, PeerView
+from p2pcompute.model.peer import Coordinate, PeerRecord, PeerStatus, PeerView
 from p2pcompute.model.seams import Rng
-from p2pcompute.wire.record import SignedRecord, Verifier, open_record
+from p2pcompute.wire import gossip
+from p2pcompute.wire.record import SignedRecord, Signer, Verifier
 
 __all__ = [
-    "AnswerSuspect", "AskSuspect", "BookSettings", "Effect", "Event", "Learned", "LinkLost", "LinkMeasured",
-    "LinkOpened", "Misbehaved", "OwnChanged", "PeerAppeared", "PeerBanned", "PeerBook", "PeerDied", "PeerLeft",
-    "RaiseIncarnation", "RecordsHeard", "SendRecords", "SuspectAnswered", "SuspectAsked", "Tick", "ViewChanged",
+    "AnswerSuspect", "AskSuspect", "BookSettings", "Effect", "Event", "GossipHeard", "Learned", "LinkLost", "LinkMeasured",
+    "LinkOpened", "LoopLagged", "Misbehaved", "OwnChanged", "OwnLoadChanged", "PeerAppeared", "PeerBanned", "PeerBook",
+    "PeerDied", "PeerLeft", "PeerSuspected", "RaiseIncarnation", "RecordsHeard", "RememberOpen", "SendGossip", "SendRecords",
+    "SuspectAnswered", "SuspectAsked", "Tick", "ViewChanged", "Way", "Woke",
 ]  # fmt: skip
 
 #: Relative change of a measurement that is worth a new view.
@@ -63,337 +80,360 @@ _NOISE = 0.1
 
 
 class PeerBook:
-    """See the module. `verify` is a pure function of its arguments."""
+    """See the module. `verify` is a pure function of its arguments, and `signer` a deterministic one, as Ed25519 is.
 
-    def __init__(self, own: SignedRecord, verify: Verifier, rng: Rng, settings: BookSettings | None = None) -> None:
-        #: Checks a signature.
-        self._verify = verify
+    Without a signer this peer accuses nobody publicly. `remember_open` may give back a record that was opened before.
+    """
+
+    def __init__(
+        self,
+        own: SignedRecord,
+        verify: Verifier,
+        rng: Rng,
+        settings: BookSettings | None = None,
+        *,
+        signer: Signer | None = None,
+        remember_open: RememberOpen | None = None,
+    ) -> None:
+        #: What the parts share.
+        self._common = Common(own, verify, rng, settings or BookSettings(), signer)
         #: Times and limits.
-        self._settings = settings or BookSettings()
-        #: The machine's dice.
-        self._rng = rng
+        self._settings = self._common.settings
         #: Every peer that is known, this one included.
-        self._table = Table(own, self._settings)
-        #: Who is linked, and who knows what.
+        self._table = self._common.table
+        #: Who of the first version is linked, and who of them knows what.
         self._spreading = Spreading(rng, self._settings.spread_links, self._settings.records_per_message)
-        #: When each linked peer last said anything, monotonic seconds.
-        self._heard_at: dict[PeerId, float] = {}
-        #: Answers that are held back, by (who asked, about whom): when they are due.
-        self._held: dict[tuple[PeerId, PeerId], float] = {}
-        #: Revoked peers: nothing of them is taken.
-        self._banned: set[PeerId] = set()
-        #: When one link is told what it may have missed; None while there is no link.
-        self._repair_at: float | None = None
-        #: The link that was told last; at first this peer itself.
-        self._repaired: PeerId = own.record.peer
-        #: The incarnation that this peer must outrank, None where it need not.
-        self._raise_to: int | None = None
-        #: Not raised again before this.
-        self._raise_from = 0.0
-
-    @property
-    def _own(self) -> PeerRecord:
-        return self._table.own.record
+        #: Ways, rumours, rounds.
+        self._voice = Voice(self._common)
+        #: Records that are under way.
+        self._wants = Wants(self._common, self._voice)
+        #: When this peer must sign a higher incarnation.
+        self._raising = Raising(self._common)
+        #: Peers of the first version.
+        self._hearsay = Hearsay(self._common, self._spreading, self._denied, self._died)
+        #: Whom this peer suspects.
+        self._detector = Detector(self._common, self._voice, self._raising, self._wants, self._ask)
+        #: Records that come in.
+        self._intake = Intake(
+            self._common, self._voice, self._spreading, self._detector, self._wants, self._raising, remember_open
+        )
+        #: Rumours, digests, records on demand.
+        self._exchange = Exchange(self._common, self._voice, self._wants, self._intake, self._detector)
+        #: The earliest deadline of all parts; nothing changes it but an event.
+        self._deadline: float | None = None
 
     @property
     def view(self) -> PeerView:
         """The network as this peer sees it now; the same object until something changes."""
         return self._table.view
 
+    def record(self, peer: PeerId) -> PeerRecord | None:
+        """The newest record of another peer, None where it is unknown."""
+        row = self._table.rows.get(peer)
+        return None if row is None else row.signed.record
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where this peer is among the others, in the space of round trips."""
+        return self._detector.prober.coordinates.own
+
+    @property
+    def health(self) -> int:
+        """How far this peer doubts itself: 0 (well) to `awareness_max`."""
+        return self._common.awareness.score
+
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` leads to, and whatever else is due at `now`."""
         version = self._table.version
         effects: list[Effect] = []
-        match event:
-            case RecordsHeard():
-                self._records_heard(event, now, effects)
-            case LinkOpened():
-                self._link_opened(event, now, effects)
-            case LinkLost():
-                self._link_lost(event, now, effects)
-            case LinkMeasured():
-                self._link_measured(event, now)
-            case OwnChanged(record):
-                self._own_changed(record, effects)
-            case SuspectAsked():
-                self._suspect_asked(event, now, effects)
-            case SuspectAnswered():
-                self._suspect_answered(event, now, effects)
-            case PeerBanned(peer):
-                self._banish(peer, effects)
-        self._due(now, effects)
+        self._common.effects = effects
+        deadline = self._deadline
+        if deadline is not None and now - deadline > awareness.LAG_MAX_S:
+            self._lagged(now - deadline, now)
+        self._dispatch(event, now)
+        self._due(now)
         if self._table.version != version:
             effects.append(ViewChanged())
+        self._deadline = earliest(
+            self._table.deadline(),
+            self._hearsay.deadline(),
+            self._raising.deadline(),
+            self._detector.deadline(),
+            self._wants.deadline(),
+            self._voice.deadline(),
+            self._exchange.deadline(),
+        )
         return effects
 
     def deadline(self) -> float | None:
         """When something is due without an event."""
-        return earliest(
-            self._table.deadline(),
-            min(self._held.values(), default=None),
-            self._repair_at,
-            self._raise_from if self._raise_to is not None else None,
-        )
+        return self._deadline
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the state contradicts its own rules."""
         self._table.check_invariants()
-        assert set(self._spreading.links) == set(self._heard_at)
-        assert (self._repair_at is None) == (not self._heard_at)
-        for peer, row in self._table.rows.items():
-            assert peer not in self._banned
-            assert row.linked == (peer in self._heard_at)
-        for source, _ in self._held:
-            assert source in self._heard_at
+        self._hearsay.check_invariants()
+        self._detector.check_invariants()
+        self._wants.check_invariants()
+        self._exchange.check_invariants()
+        self._voice.queue.check_invariants()
+        links, rows = self._common.links, self._table.rows
+        assert set(self._spreading.links) == {peer for peer in links if self._common.gossip_row(peer) is None}
+        assert 0 <= self._common.awareness.score <= self._settings.awareness_max
+        for peer, row in rows.items():
+            assert peer not in self._common.banned
+            assert row.linked == (peer in links)
+            if row.status is PeerStatus.SUSPECT:
+                assert row.inquiry is not None or self._detector.has_case(peer)
 
-    # --- records ------------------------------------------------------------------------------------------------------
+    def _dispatch(self, event: Event, now: float) -> None:
+        match event:
+            case GossipHeard():
+                self._gossip_heard(event, now)
+            case RecordsHeard():
+                self._heard_on_link(event.source, now)
+                row = self._common.gossip_row(event.source)
+                if row is not None:
+                    self._detector.heard(row, now)
+                self._intake.heard(event.source, event.wires, event.wall, now)
+            case LinkOpened():
+                self._link_opened(event, now)
+            case LinkLost():
+                self._link_lost(event, now)
+            case LinkMeasured():
+                self._link_measured(event, now)
+            case OwnChanged(record):
+                self._own_changed(record, now)
+            case OwnLoadChanged(wire):
+                self._voice.tell(("load", self._common.own.peer), wire, self._settings.load_mult)
+            case SuspectAsked():
+                self._suspect_asked(event, now)
+            case SuspectAnswered():
+                self._heard_on_link(event.source, now)
+                self._hearsay.answered(event, now)
+            case PeerBanned(peer):
+                self._banish(peer)
+            case LoopLagged(lag_s):
+                self._lagged(lag_s, now)
+            case Woke(slept_s):
+                self._woke(slept_s, now)
 
-    def _records_heard(self, event: RecordsHeard, now: float, effects: list[Effect]) -> None:
-        if event.source in self._heard_at:
-            self._heard_at[event.source] = now
-        news: list[SignedRecord] = []
-        problem = ""
-        latest = self._latest_incarnation(event.wall)
-        for wire in event.wires:
-            known = self._table.known(wire)
-            if known is not None:
-                self._spreading.heard(event.source, known.peer, known.order)
-                continue
-            try:
-                signed = self._open(wire)
-            except ProtocolError as error:
-                problem = problem or str(error)
-                continue
-            if signed.record.incarnation > latest:
-                continue
-            self._spreading.heard(event.source, signed.record.peer, signed.record.order)
-            if self._take(signed, now, effects):
-                news.append(signed)
-        if problem:
-            effects.append(Misbehaved(event.source, problem))
-        # Of two versions in one message only the newer one is worth passing on.
-        effects += self._spreading.news([signed for signed in news if self._table.known(signed.wire) is not None])
+    # --- gossip -------------------------------------------------------------------------------------------------------
 
-    def _open(self, wire: bytes) -> SignedRecord:
-        signed = open_record(wire, self._verify)
-        if signed.record.network != self._own.network:
-            raise ProtocolError("a record of another network")
-        return signed
+    def _gossip_heard(self, event: GossipHeard, now: float) -> None:
+        source, message, way = event.source, event.message, event.way
+        if not self._table.gossips or source in self._common.banned or source == self._common.own.peer:
+            return
+        prober, exchange = self._detector.prober, self._exchange
+        if isinstance(message, gossip.Ack):
+            # Before anything else: whether it came in time says who was wrong about its sender.
+            prober.acked(source, message, way, now)
+        if way is Way.LINK:
+            self._heard_on_link(source, now)
+        row = self._common.gossip_row(source)
+        if row is not None:
+            self._detector.heard(row, now)
+        else:
+            exchange.unknown(source, now)
+        match message:
+            case gossip.Probe():
+                self._rumours(event, message.rumours, now)
+                prober.probed(source, message, way)
+            case gossip.Ack():
+                self._rumours(event, message.rumours, now)
+            case gossip.ProbeVia():
+                self._rumours(event, message.rumours, now)
+                prober.asked_for_other(source, message, way, now)
+            case gossip.ViaAck():
+                self._rumours(event, message.rumours, now)
+                prober.via_acked(source, message, now)
+            case gossip.Rumours():
+                self._rumours(event, message.rumours, now)
+            case gossip.Digest():
+                exchange.digest(source, message, way, now)
+            case gossip.Versions():
+                exchange.versions(source, message, way, event.wall, now)
+            case gossip.Want():
+                exchange.wanted(source, message, way)
+            case gossip.Piece():
+                exchange.piece(source, message, event.wall, now)
 
-    def _latest_incarnation(self, wall: float) -> float:
-        rows = self._table.rows
-        linked = [rows[peer].signed.record.incarnation for peer in self._spreading.links if peer in rows]
-        return latest_incarnation(wall, linked, self._settings.incarnation_ahead_max_s)
+    def _rumours(self, event: GossipHeard, wires: tuple[bytes, ...], now: float) -> None:
+        self._exchange.rumours(event.source, wires, event.wall, now)
 
-    def _take(self, signed: SignedRecord, now: float, effects: list[Effect]) -> bool:
-        """Whether `signed` was news; it is in the book then."""
-        record = signed.record
-        if record.peer == self._own.peer:
-            if record.order > self._own.order:
-                self._raise_to = max(self._raise_to or 0, record.incarnation + 1)
-            return False
-        if record.peer in self._banned:
-            return False
-        row = self._table.rows.get(record.peer)
-        if row is None:
-            row = self._table.add(signed, now)
-            if row is not None:
-                row.linked = record.peer in self._heard_at
-            if row is not None and not record.leaving:
-                effects += [PeerAppeared(record.peer), Learned(record.peer, record.addresses)]
-            return row is not None
-        if record.order <= row.signed.record.order:
-            return False
-        self._table.renew(row, signed, now)
-        if record.leaving:
-            self._table.set_left(row, now, effects)
-            return True
-        if row.status in GONE:
-            # Without a link this is hearsay, and perhaps a rumour older than its end: then no renewal will follow.
-            self._table.set_alive(row, now, effects)
-        # Said again with every record, so that who dials knows that the addresses still hold.
-        effects.append(Learned(record.peer, record.addresses))
-        return True
-
-    def _own_changed(self, record: SignedRecord, effects: list[Effect]) -> None:
-        assert record.record.peer == self._own.peer, "the own record stays the own peer's"
+    def _own_changed(self, record: SignedRecord, now: float) -> None:
+        assert record.record.peer == self._common.own.peer, "the own record stays the own peer's"
         if record is self._table.own:
             return
-        assert record.record.order > self._own.order, "a changed record has a higher order"
-        self._table.own = record
-        if self._raise_to is not None and record.record.incarnation >= self._raise_to:
-            self._raise_to = None
-        self._table.changed()
-        effects += self._spreading.news([record], to_all=True)
+        before = self._common.own
+        assert record.record.order > before.order, "a changed record has a higher order"
+        self._table.own_changed(record)
+        self._raising.signed()
+        self._common.effects += self._spreading.news([record], to_all=True)
+        if self._table.gossips:
+            self._voice.announce(record.record)
+            self._voice.speak_up(now)
+            if record.record.incarnation > before.incarnation or record.record.leaving:
+                # A refutation has to be there before the accused is given up, a farewell before its peer is gone.
+                self._exchange.push_own(now)
 
     # --- links --------------------------------------------------------------------------------------------------------
 
-    def _link_opened(self, event: LinkOpened, now: float, effects: list[Effect]) -> None:
-        peer = event.peer
-        if peer in self._banned or peer == self._own.peer:
+    def _heard_on_link(self, source: PeerId, now: float) -> None:
+        if source not in self._common.links:
             return
-        self._heard_at[peer] = now
-        if self._repair_at is None:
-            self._repair_at = now + self._settings.repair_interval_s
+        self._common.links[source] = now
+        row = self._common.gossip_row(source)
+        if row is not None:
+            row.answered_at = now
+            self._detector.heard(row, now)
+
+    def _link_opened(self, event: LinkOpened, now: float) -> None:
+        peer = event.peer
+        if peer in self._common.banned or peer == self._common.own.peer:
+            return
+        self._common.links[peer] = now
         try:
-            signed = self._open(event.record_wire)
-            if signed.record.peer != peer:
+            signed: SignedRecord | None = self._intake.open(event.record_wire)
+            if signed is not None and signed.record.peer != peer:
                 raise ProtocolError("its Hello carries the record of another peer")
         except ProtocolError as error:
-            effects.append(Misbehaved(peer, str(error)))
+            self._common.effects.append(Misbehaved(peer, str(error)))
             signed = None
-        is_news = signed is not None and self._take(signed, now, effects)
-        self._spreading.opened(peer)
-        if signed is not None:
-            self._spreading.heard(peer, peer, signed.record.order)
-        effects += self._spreading.missing(peer, self._table.worth_telling())
+        is_news = signed is not None and self._intake.take(signed, now)
         row = self._table.rows.get(peer)
         if row is not None:
             row.linked = True
             row.rtt_s = event.rtt_s if event.rtt_s is not None else row.rtt_s
             row.invitation = event.invitation
             row.renewed_at = now
-            self._table.changed()
-            # A link proves life, whatever was believed, and whatever record it showed.
-            if not row.signed.record.leaving:
-                self._table.set_alive(row, now, effects)
+            self._table.changed(row)
+            self._table.touch(row)
+        if row is not None and self._common.gossip_row(peer) is not None:
+            self._spreading.closed(peer)
+            row.answered_at = now
+            self._detector.heard(row, now)
+            self._exchange.linked(peer)
+        else:
+            self._spreading.opened(peer)
+            if signed is not None:
+                self._spreading.heard(peer, peer, signed.record.order)
+            self._common.effects += self._spreading.missing(peer, self._table.worth_telling())
+        # A link proves life, whatever was believed, and whatever record it showed.
+        if row is not None and not row.signed.record.leaving:
+            self._table.set_alive(row, now, self._common.effects)
         if is_news and signed is not None:
-            effects += self._spreading.news([signed])
+            self._intake.pass_on([signed])
 
-    def _link_lost(self, event: LinkLost, now: float, effects: list[Effect]) -> None:
-        if event.peer not in self._heard_at:
+    def _link_lost(self, event: LinkLost, now: float) -> None:
+        if event.peer not in self._common.links:
             return
         self._unlink(event.peer)
-        # Who asked about it is answered at once.
-        for key in [key for key in self._held if key[1] == event.peer]:
-            del self._held[key]
-            effects.append(AnswerSuspect(key[0], event.peer, None))
         row = self._table.rows.get(event.peer)
         if row is None:
             return
         row.linked = False
         row.renewed_at = now
-        self._table.changed()
+        self._table.changed(row)
+        self._table.touch(row)
         if row.status is PeerStatus.LEFT:
             row.since = now
+            self._table.touch(row)
         elif event.clean and event.reason == "leaving":
-            self._table.set_left(row, now, effects)
-        elif not event.clean:
-            self._table.set_suspect(row, now)
-            self._inquire(row, now, effects)
+            self._table.set_left(row, now, self._common.effects)
+            self._detector.gone(row)
+        elif event.clean or row.status is PeerStatus.DEAD:
+            return
+        elif self._common.gossip_row(event.peer) is not None:
+            self._detector.link_lost(row, now)
+        else:
+            self._hearsay.suspect(row, now)
 
     def _unlink(self, peer: PeerId) -> None:
-        """There is no link to `peer` any more: it answers nothing and is answered nothing."""
-        self._heard_at.pop(peer, None)
+        self._common.links.pop(peer, None)
         self._spreading.closed(peer)
-        self._held = {key: at for key, at in self._held.items() if key[0] != peer}
-        for row in self._table.rows.values():
-            if row.inquiry is not None:
-                row.inquiry.open.discard(peer)
-        if not self._heard_at:
-            self._repair_at = None
+        self._hearsay.link_lost(peer)
 
     def _link_measured(self, event: LinkMeasured, now: float) -> None:
+        self._heard_on_link(event.peer, now)
         row = self._table.rows.get(event.peer)
-        if row is None or event.peer not in self._heard_at:
+        if row is None or event.peer not in self._common.links:
             return
-        self._heard_at[event.peer] = now
         if event.rtt_s is not None and _differs(row.rtt_s, event.rtt_s):
             row.rtt_s = event.rtt_s
-            self._table.changed()
+            self._table.changed(row)
         if event.bandwidth_mbps is not None and _differs(row.bandwidth_mbps, event.bandwidth_mbps):
             row.bandwidth_mbps = event.bandwidth_mbps
-            self._table.changed()
+            self._table.changed(row)
 
-    # --- suspicion ----------------------------------------------------------------------------------------------------
+    # --- suspects of the first version --------------------------------------------------------------------------------
 
-    def _inquire(self, row: Row, now: float, effects: list[Effect]) -> None:
-        asked = tuple(other for other in self._spreading.links if other != row.peer)
-        row.recheck_at = None
-        row.inquiry = Inquiry(now + self._settings.suspect_s, set(asked))
-        if asked:
-            effects.append(AskSuspect(asked, row.peer))
-        else:
-            self._conclude(row, now, effects)
-
-    def _suspect_asked(self, event: SuspectAsked, now: float, effects: list[Effect]) -> None:
-        if event.source not in self._heard_at:
+    def _suspect_asked(self, event: SuspectAsked, now: float) -> None:
+        if event.source not in self._common.links:
             return
-        self._heard_at[event.source] = now
-        if event.peer == self._own.peer:
-            effects.append(AnswerSuspect(event.source, event.peer, 0.0))
-        elif event.peer not in self._heard_at:
-            effects.append(AnswerSuspect(event.source, event.peer, None))
-        else:
-            self._held.setdefault((event.source, event.peer), now + self._settings.hold_answer_s)
-
-    def _suspect_answered(self, event: SuspectAnswered, now: float, effects: list[Effect]) -> None:
-        if event.source in self._heard_at:
-            self._heard_at[event.source] = now
+        self._heard_on_link(event.source, now)
         row = self._table.rows.get(event.peer)
-        if row is not None and row.inquiry is not None:
-            row.inquiry.answer(event.source, event.heard_s, self._settings.heard_max_s)
-            self._conclude(row, now, effects)
+        if self._hearsay.asked(event, now) and row is not None:
+            self._detector.check(row, now)
 
-    def _conclude(self, row: Row, now: float, effects: list[Effect]) -> None:
-        assert row.inquiry is not None, "only what is asked about is concluded"
-        verdict = row.inquiry.verdict(now)
-        if verdict is Verdict.ALIVE:
-            self._table.set_alive(row, now, effects)
-            row.renewed_at = now
-            row.recheck_at = now + self._settings.recheck_s
-        elif verdict is Verdict.DEAD:
-            self._table.set_dead(row, now, "its link was lost and nobody hears it", effects)
+    def _ask(self, row: Row, now: float) -> None:
+        self._hearsay.inquire(row, now, is_check=True)
 
-    def _banish(self, peer: PeerId, effects: list[Effect]) -> None:
-        if peer == self._own.peer or len(self._banned) >= limits.REVOCATIONS_MAX:
+    def _denied(self, row: Row, now: float) -> None:
+        self._detector.denied(row, now)
+
+    def _died(self, row: Row, now: float) -> None:
+        self._detector.gone(row)
+        self._detector.concluded(row)
+
+    def _banish(self, peer: PeerId) -> None:
+        if peer == self._common.own.peer or len(self._common.banned) >= limits.REVOCATIONS_MAX:
             return
-        self._banned.add(peer)
+        self._common.banned.add(peer)
         row = self._table.rows.get(peer)
         if row is not None and row.status not in GONE:
-            effects.append(PeerDied(peer, "the owner of the network has revoked it"))
+            self._common.effects.append(PeerDied(peer, "the owner of the network has revoked it"))
+        self._hearsay.forget(peer)
         self._unlink(peer)
-        self._held = {key: at for key, at in self._held.items() if key[1] != peer}
         self._forget(peer)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def _due(self, now: float, effects: list[Effect]) -> None:
-        for row in self._table.due(now):
-            self._row_due(row, now, effects)
-        # A witness that went away may have been the last one that was waited for.
-        for row in [row for row in self._table.rows.values() if row.inquiry is not None and not row.inquiry.open]:
-            self._conclude(row, now, effects)
-        for source, peer in [key for key, at in self._held.items() if at <= now]:
-            del self._held[source, peer]
-            heard_s = min(now - self._heard_at[peer], limits.LINK_SILENCE_MAX_S) if peer in self._heard_at else None
-            effects.append(AnswerSuspect(source, peer, heard_s))
-        if self._repair_at is not None and self._repair_at <= now:
-            self._repair_at = now + self._settings.repair_interval_s * self._rng.uniform(0.8, 1.2)
-            # In a circle that begins at the own id, so that peers with equal neighbours do not all turn to the same one.
-            links = self._spreading.links
-            self._repaired = next((link for link in links if link > self._repaired), links[0])
-            # One message and no more: what is left over has its turn in the next round.
-            size = self._settings.records_per_message
-            effects += self._spreading.missing(self._repaired, self._table.worth_telling(), size)
-        if self._raise_to is not None and self._raise_from <= now:
-            effects.append(RaiseIncarnation(self._raise_to))
-            self._raise_to = None
-            self._raise_from = now + self._settings.raise_interval_s
+    def _lagged(self, lag_s: float, now: float) -> None:
+        self._common.awareness.add(awareness.lag_points(lag_s))
+        if lag_s > awareness.LAG_MAX_S:
+            self._detector.lagged(lag_s, now)
 
-    def _row_due(self, row: Row, now: float, effects: list[Effect]) -> None:
-        if row.status in GONE:
-            self._forget(row.peer)
-        elif row.renewed_at + self._settings.silence_max_s <= now:
-            self._table.set_dead(row, now, "its record was not renewed", effects)
-        elif row.inquiry is not None:
-            self._conclude(row, now, effects)
-        else:
-            self._inquire(row, now, effects)
+    def _woke(self, slept_s: float, now: float) -> None:
+        self._common.awareness.add(awareness.WOKE_POINTS)
+        for peer in self._common.links:
+            self._common.links[peer] = now
+        self._table.postpone(max(slept_s, 0.0))
+        self._detector.woke(max(slept_s, 0.0), now)
+        if self._table.gossips:
+            self._exchange.begin_with_any(now)
+
+    def _due(self, now: float) -> None:
+        while (row := self._table.next_due(now)) is not None:
+            if row.status in GONE:
+                self._forget(row.peer)
+            elif self._table.is_silent(row, now):
+                self._table.set_dead(row, now, "its record was not renewed", self._common.effects)
+                self._detector.gone(row)
+            else:
+                self._hearsay.row_due(row, now)
+        self._hearsay.due(now)
+        self._detector.due(now)
+        self._raising.due(now)
+        self._exchange.due(now)
+        self._wants.due(now)
+        self._voice.due(now)
 
     def _forget(self, peer: PeerId) -> None:
+        self._detector.forget(peer)
         if self._table.forget(peer):
             self._spreading.forget(peer)
+            self._wants.forget(peer)
 
 
 def _differs(old: float | None, new: float) -> bool:

@@ -5,18 +5,59 @@ This vocabulary is meant to outlive the protocol behind it.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
+from typing import Self
 
 from p2pcompute.membership.machine import Tick
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
+from p2pcompute.wire.messages import Message
 from p2pcompute.wire.record import SignedRecord
 
 
 @dataclass(frozen=True, slots=True)
 class BookSettings:
-    """Times and limits; the defaults are the product's."""
+    """Times and limits; the defaults are the product's: a LAN's times, and longer waits for peers that are far away.
+
+    The first part is about peers that gossip (protocol 2); its values are memberlist's, but for gossip itself, which is slower
+    here, and for anti-entropy, which is cheaper. The second part is about those that do not.
+    """
+
+    #: A probe every so many seconds, more rarely where this peer is short of CPU time.
+    probe_interval_s: float = 1.0
+    #: A direct answer is waited for so many seconds, and for the rest of the interval any answer.
+    probe_timeout_s: float = 0.5
+    #: Whether peers with long round trips are given more time than that.
+    scales_with_rtt: bool = True
+    #: Third peers that are asked to probe who did not answer.
+    indirect_probes: int = 3
+    #: A suspect has at least so many intervals, times the decimal logarithm of the number of peers, to speak up.
+    suspicion_mult: int = 4
+    #: While nobody else accuses it, it has so many times as long.
+    suspicion_max_mult: int = 6
+    #: So many others shorten that to the least.
+    suspicion_confirmations: int = 2
+    #: Peers that are told rumours, every so many seconds, while there are any.
+    gossip_fanout: int = 3
+    gossip_interval_s: float = 0.5
+    #: A rumour is passed on as many times the rounded-up logarithm of the number of peers.
+    retransmit_mult: int = 4
+    #: The same for load updates: the next one makes good what is lost, and they are large.
+    load_mult: int = 1
+    #: Digests are exchanged with one peer at random, every so many seconds.
+    anti_entropy_s: float = 30.0
+    #: The upper end of this peer's doubt of itself.
+    awareness_max: int = 8
+    #: Datagrams are trusted to reach a linked peer for so many seconds after it answered one; beyond, the link is used as well.
+    datagram_trust_s: float = 60.0
+    #: Who was asked for a record and says nothing for so many seconds is not waited for; somebody else is asked.
+    want_patience_s: float = 1.5
+    #: Accusations of this peer are refuted at most every so many seconds.
+    refute_interval_s: float = 1.0
+    #: A dead peer that somebody says is alive is probed at most every so many seconds.
+    revive_interval_s: float = 10.0
 
     #: A suspect for whom nobody speaks within so many seconds is dead.
     suspect_s: float = 5.0
@@ -42,6 +83,43 @@ class BookSettings:
     peers_max: int = limits.PEERS_MAX
     #: Records in one message.
     records_per_message: int = limits.RECORDS_PER_MESSAGE_MAX
+
+    @classmethod
+    def lan(cls) -> Self:
+        """One local network: memberlist's LAN values."""
+        return cls(scales_with_rtt=False)
+
+    @classmethod
+    def wan(cls) -> Self:
+        """Peers all over the world: memberlist's WAN values."""
+        return cls(
+            probe_interval_s=5.0,
+            probe_timeout_s=3.0,
+            scales_with_rtt=False,
+            suspicion_mult=6,
+            suspicion_confirmations=4,
+            gossip_fanout=4,
+            gossip_interval_s=1.0,
+            anti_entropy_s=60.0,
+            want_patience_s=3.0,
+        )
+
+    @classmethod
+    def test(cls) -> Self:
+        """Ten times as fast as a LAN, for tests that run on a real clock."""
+        return cls(
+            probe_interval_s=0.1,
+            probe_timeout_s=0.05,
+            gossip_interval_s=0.05,
+            anti_entropy_s=3.0,
+            want_patience_s=0.15,
+            refute_interval_s=0.1,
+            revive_interval_s=1.0,
+            suspect_s=0.5,
+            hold_answer_s=0.2,
+            recheck_s=1.5,
+            repair_interval_s=3.0,
+        )
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -92,8 +170,15 @@ class OwnChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnLoadChanged:
+    """This peer signed an update of its load, see `wire.gossip.sign_load`: pass it on."""
+
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SuspectAsked:
-    """`source` has lost `peer` and asks whether it is still heard here."""
+    """`source`, of the first protocol version, has lost `peer` and asks whether it is still heard here."""
 
     source: PeerId
     peer: PeerId
@@ -115,15 +200,52 @@ class PeerBanned:
     peer: PeerId
 
 
+class Way(enum.Enum):
+    """How a gossip message goes."""
+
+    #: In a sealed datagram; may be lost.
+    DATAGRAM = "datagram"
+    #: Over the link, in order, and never lost while the link lasts.
+    LINK = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class GossipHeard:
+    """`source`, an admitted peer, said `message` (one of `wire.families.GOSSIP_ONLY`); `wall`: this machine's wall clock then."""
+
+    source: PeerId
+    message: Message
+    wall: float
+    way: Way
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """The event loop came `lag_s` late to a timer: this peer is short of CPU, and what it misses may be its own fault."""
+
+    lag_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Woke:
+    """This machine slept for `slept_s` (or its clock jumped): nothing that seems silent since then is suspect for that."""
+
+    slept_s: float
+
+
 Event = (
     RecordsHeard
     | LinkOpened
     | LinkLost
     | LinkMeasured
     | OwnChanged
+    | OwnLoadChanged
     | SuspectAsked
     | SuspectAnswered
     | PeerBanned
+    | GossipHeard
+    | LoopLagged
+    | Woke
     | Tick
 )
 
@@ -137,6 +259,23 @@ class SendRecords:
 
     to: tuple[PeerId, ...]
     wires: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendGossip:
+    """Send `message` to `to` by `way`. A datagram that cannot be sent is as lost as any other."""
+
+    to: PeerId
+    message: Message
+    way: Way
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSuspected:
+    """`peer` did not answer `by` (this peer itself where it is the own id): dead soon, unless it speaks up."""
+
+    peer: PeerId
+    by: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +347,8 @@ class Misbehaved:
 
 Effect = (
     SendRecords
+    | SendGossip
+    | PeerSuspected
     | AskSuspect
     | AnswerSuspect
     | ViewChanged

@@ -3,48 +3,54 @@
 Addresses come from many sources and are kept as candidates. A candidate is an address together with the peer that is
 expected there, or None where a person named an address and whoever answers will do. Rules:
 
-- Peers that are linked are not dialled. While fewer than `links_wanted` links are up, every known peer is; beyond that,
-  only what a person named and nobody has answered at yet, and what `LinkWanted` asks for, up to `links_max`.
+- Peers that are linked are not dialled, but for those that are linked through a relay: they are tried directly now and then.
+- While no more than `mesh_peers_max` peers are known every one of them is dialled. Beyond that `links_wanted_beyond` links
+  are enough: `LinksPreferred` says which to have rather than others. However many are up, dialled up to `links_max` are
+  what a person named and nobody has answered at yet, what `LinkWanted` asks for, and the preferred ones; in that order.
 - A failure waits for 1 s to 5 min (60 s where somebody is waiting: LAN hints and `--bootstrap`), see `backoff.py`. A
   refusal that trying again cannot mend waits for about 10 min. An address that turned out to be this peer itself is
   never dialled again.
 - The addresses of one peer are tried nearest first, the next one 300 ms later or as soon as the one before failed
-  (RFC 8305's idea), until one links.
+  (RFC 8305's idea), until one links. When all have failed, the relays that its record names are.
 - What a person or an earlier run named is never given up. A LAN hint lasts as long as beacons repeat it, a record's
   address as long as the record.
 - Of two peers that learn of each other at the same time the one with the higher id waits up to 300 ms: fewer
   simultaneous dials. Which of two links stays is the business of `net/`.
 
-Refuses to know: sockets, names and their resolution, TLS, why a refusal is permanent.
+An event costs O(log n), n being the peers that are known: a network of 1,000 peers tells each of them of a change of some
+record many times a second. What is kept of addresses is the business of `joining_table.py`.
+
+Refuses to know: sockets, names and their resolution, TLS, why a refusal is permanent, how a relay is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-
 from p2pcompute.membership.backoff import backoff_s
 from p2pcompute.membership.joining_events import (
     HURRIED,
-    LASTING,
     NAMED,
     SOURCES,
     CandidateHeard,
+    CandidatesHeard,
     Dial,
     DialEnded,
+    DialVia,
     Effect,
     Event,
     JoiningSettings,
     LinkDown,
+    LinksPreferred,
     LinkUp,
     LinkWanted,
     NetworksChanged,
     PeerForgotten,
+    RecordAddresses,
     Source,
 )
-from p2pcompute.membership.locality import Network, locality, parse_networks
+from p2pcompute.membership.joining_queue import DueQueue
+from p2pcompute.membership.joining_table import AddressTable, Candidate, Key, Target, Urgency
+from p2pcompute.membership.locality import parse_networks
 from p2pcompute.membership.machine import Tick, earliest
-from p2pcompute.model import limits
 from p2pcompute.model.errors import AdmissionReason
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
@@ -53,8 +59,10 @@ from p2pcompute.model.seams import Rng
 __all__ = [
     "SOURCES",
     "CandidateHeard",
+    "CandidatesHeard",
     "Dial",
     "DialEnded",
+    "DialVia",
     "Effect",
     "Event",
     "JoiningMachine",
@@ -62,41 +70,16 @@ __all__ = [
     "LinkDown",
     "LinkUp",
     "LinkWanted",
+    "LinksPreferred",
     "NetworksChanged",
     "PeerForgotten",
+    "RecordAddresses",
     "Source",
     "Tick",
 ]
 
-_Key = tuple[Address, PeerId | None]
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """One address, and what came of trying it."""
-
-    address: Address
-    #: The only peer that will do there, None where anybody will.
-    expected: PeerId | None
-    #: Who answered there last; equals `expected` where that is set.
-    peer: PeerId | None
-    #: Who said so; never empty.
-    sources: set[Source] = field(default_factory=set)
-    #: When it was last said, monotonic seconds.
-    heard_at: float = 0.0
-    #: Failures in a row.
-    failures: int = 0
-    #: Not dialled before this.
-    next_at: float = 0.0
-    #: When the dial under way began, None where none is.
-    dialled_at: float | None = None
-    #: It is this peer itself that listens there.
-    is_self: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Place of the best source in `SOURCES`."""
-        return min(SOURCES.index(source) for source in self.sources)
+#: Classes of targets, in the order in which they are served: each has its queue.
+_NEEDED, _PREFERRED, _OTHER, _DIRECT = range(4)
 
 
 class JoiningMachine:
@@ -109,24 +92,31 @@ class JoiningMachine:
         self._rng = rng
         #: Times and limits.
         self._settings = settings or JoiningSettings()
-        #: What may be dialled, at most `candidates_max`.
-        self._candidates: dict[_Key, _Candidate] = {}
-        #: The candidates that are being dialled: exactly those with `dialled_at`.
-        self._under_way: dict[_Key, _Candidate] = {}
-        #: Linked peers, and since when.
+        #: What may be dialled, and whom that may link.
+        self._table = AddressTable(self._settings)
+        #: The candidates that are being dialled: exactly those with `dialled_at`; at most `dials_at_once_max`.
+        self._under_way: dict[Key, Candidate] = {}
+        #: Linked peers, and since when; exactly those whose target says so.
         self._linked: dict[PeerId, float] = {}
-        #: Before this no further address of a peer is tried; only peers with a dial under way.
-        self._next_address_at: dict[PeerId, float] = {}
-        #: Peers that somebody needs, and until when.
+        #: Peers that somebody needs, and until when, the soonest first; none of them linked.
         self._wanted: dict[PeerId, float] = {}
-        #: This machine's own networks.
-        self._networks: tuple[Network, ...] = ()
+        #: Peers to be linked with rather than with others.
+        self._preferred: frozenset[PeerId] = frozenset()
+        #: By class: targets that are not linked (but for `_DIRECT`), that no dial is under way to, and that have a way.
+        self._queues = tuple(DueQueue(place, self._urgency) for place in range(4))
+        #: The last ticket given to a queue.
+        self._ticket = 0
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` leads to: the dials that are due and allowed at `now`."""
         match event:
             case CandidateHeard():
                 self._hear(event, now)
+            case CandidatesHeard(rows):
+                for row in rows:
+                    self._hear_record(row, now)
+            case LinksPreferred(peers):
+                self._prefer(frozenset(peers))
             case DialEnded():
                 self._end_dial(event, now)
             case LinkUp():
@@ -138,7 +128,7 @@ class JoiningMachine:
             case PeerForgotten(peer):
                 self._forget_peer(peer)
             case NetworksChanged(networks):
-                self._networks = parse_networks(networks)
+                self._table.networks_changed(parse_networks(networks))
             case Tick():
                 pass
         self._expire(now)
@@ -146,75 +136,111 @@ class JoiningMachine:
 
     def deadline(self) -> float | None:
         """When a dial, or the end of one that was never told, is due; None where only an event can change anything."""
-        lost = [(candidate.dialled_at or 0.0) + self._settings.dial_lost_s for candidate in self._under_way.values()]
-        due: list[float] = []
+        lost = [(each.dialled_at or 0.0) + self._settings.dial_lost_s for each in self._under_way.values()]
+        due: list[float | None] = []
         if len(lost) < self._settings.dials_at_once_max:
-            due = [
-                max(candidate.next_at, self._next_address_at.get(candidate.peer, 0.0) if candidate.peer else 0.0)
-                for candidate in self._candidates.values()
-                if self._is_useful(candidate)
-            ]
-        return earliest(min(lost, default=None), min(due, default=None), min(self._wanted.values(), default=None))
+            links = self._links()
+            due = [queue.next_at() for queue in self._queues if self._is_open(queue.place, links)]
+            due += [each.next_at() for each in self._racing() if self._may_race(each, links)]
+        return earliest(min(lost, default=None), *due, next(iter(self._wanted.values()), None))
 
     @property
     def candidates(self) -> tuple[tuple[Address, PeerId | None, int], ...]:
         """Address, peer as far as known, and failures in a row of every candidate: for `doctor`."""
         return tuple(
             (candidate.address, candidate.peer, 0 if candidate.peer in self._linked else candidate.failures)
-            for candidate in sorted(self._candidates.values(), key=lambda each: (each.address, each.expected or b""))
+            for candidate in sorted(
+                self._table.candidates.values(), key=lambda each: (each.address, each.expected or b"")
+            )
         )
+
+    @property
+    def peers_known(self) -> int:
+        """Peers of which a link or a way to them is known."""
+        return self._table.peers
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the state contradicts its own rules."""
-        assert len(self._candidates) <= self._settings.candidates_max
+        self._table.check_invariants()
         assert len(self._under_way) <= self._settings.dials_at_once_max
-        dialled = {key for key, candidate in self._candidates.items() if candidate.dialled_at is not None}
+        dialled = {key for key, each in self._table.candidates.items() if each.dialled_at is not None}
         assert dialled == set(self._under_way)
         assert self._own not in self._linked
-        for (address, expected), candidate in self._candidates.items():
-            assert (candidate.address, candidate.expected) == (address, expected)
-            assert candidate.sources
-            assert expected is None or candidate.peer == expected
-            assert not (candidate.is_self and candidate.dialled_at is not None)
+        assert not set(self._linked) & set(self._wanted)
+        assert list(self._wanted.values()) == sorted(self._wanted.values())
+        counts = [0] * len(self._queues)
+        for target in self._table.targets.values():
+            assert target.is_linked == (target.peer in self._linked)
+            assert (target.place, target.due_at if target.place is not None else None) == self._place_of(target)
+            if target.place is not None:
+                counts[target.place] += 1
+        assert counts == [len(queue) for queue in self._queues]
+        for queue in self._queues:
+            queue.check_invariants()
 
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _hear(self, event: CandidateHeard, now: float) -> None:
         if event.peer == self._own:
             return
-        key = (event.address, event.peer)
-        candidate = self._candidates.get(key)
+        candidate = self._table.candidates.get((event.address, event.peer, None))
         if candidate is None:
-            candidate = _Candidate(event.address, event.peer, event.peer, {event.source}, now, next_at=now)
-            if event.peer is not None and event.source in ("lan", "record") and self._own > event.peer:
-                candidate.next_at = self._yield_until(event.peer, now)
-            if not self._make_room(candidate):
-                return
-            self._candidates[key] = candidate
+            next_at = now
+            if event.peer is not None and event.source in ("lan", "record"):
+                next_at = self._yield_until(event.peer, now)
+            candidate = self._table.new(event.address, event.peer, event.source, now, next_at)
+            target = self._table.add(candidate)
+            if target is not None:
+                self._place(target)
+            return
         candidate.heard_at = now
         if event.source not in candidate.sources:
-            candidate.sources.add(event.source)
+            self._table.add_source(candidate, event.source)
             # A better source shortens the wait: somebody has just named it.
             candidate.next_at = min(candidate.next_at, now + self._cap_s(candidate))
+            self._place(self._table.home_of(candidate))
+
+    def _hear_record(self, heard: RecordAddresses, now: float) -> None:
+        if heard.peer == self._own:
+            return
+        known = self._table.targets.get(heard.peer)
+        is_new = known is None or known.row is None
+        lot = self._rng.random() if is_new else 0.0
+        next_at = self._yield_until(heard.peer, now) if is_new else now
+        target, is_changed = self._table.set_row(heard, now, next_at, lot)
+        if is_changed:
+            self._place(target)
 
     def _yield_until(self, peer: PeerId, now: float) -> float:
+        if self._own < peer:
+            return now
         # One wait for all addresses of the peer, or the nearest would not be the first.
-        fresh = [candidate.next_at for candidate in self._of_peer(peer) if not candidate.failures]
+        target = self._table.targets.get(peer)
+        siblings = target.candidates.values() if target is not None else ()
+        fresh = [candidate.next_at for candidate in siblings if not candidate.failures]
         yield_s = self._rng.uniform(self._settings.yield_max_s / 2, self._settings.yield_max_s)
         return min(fresh, default=now + yield_s)
 
+    def _prefer(self, peers: frozenset[PeerId]) -> None:
+        changed = sorted(peers ^ self._preferred)
+        self._preferred = peers
+        for peer in changed:
+            self._place_peer(peer)
+
     def _end_dial(self, event: DialEnded, now: float) -> None:
-        candidate = self._under_way.pop((event.address, event.peer), None) or self._under_way.pop(
-            (event.address, None), None
+        candidate = self._under_way.pop((event.address, event.peer, event.via), None) or self._under_way.pop(
+            (event.address, None, event.via), None
         )
         if candidate is None:
             return
         candidate.dialled_at = None
+        target = self._table.home_of(candidate)
         if candidate.peer is not None:
-            self._next_address_at.pop(candidate.peer, None)
+            target.gate_at = 0.0
         if event.error_kind is None:
             # Failures are forgotten when the link has proved good (`_link_down`): one that breaks at once is none.
-            candidate.peer = candidate.expected or event.peer
+            before, target = self._table.rehome(candidate, candidate.expected or event.peer)
+            self._place(before)
             # LinkUp usually comes before or at once after; where it never does, this is a try like any other.
             candidate.next_at = now + self._settings.backoff_base_s
         elif event.error_kind == AdmissionReason.SELF.value and candidate.expected is None:
@@ -224,23 +250,31 @@ class JoiningMachine:
             candidate.next_at = now + self._settings.refused_retry_s * self._rng.uniform(0.75, 1.25)
         else:
             self._fail(candidate, now)
+        self._table.ended(candidate)
+        self._place(target)
 
     def _link_up(self, event: LinkUp, now: float) -> None:
         if event.peer == self._own:
             return
+        target = self._table.target_of(event.peer)
         self._linked.setdefault(event.peer, now)
+        target.is_linked, target.gate_at = True, 0.0
+        target.direct_at = self._next_direct(now) if event.relayed else None
         self._wanted.pop(event.peer, None)
-        self._next_address_at.pop(event.peer, None)
-        anybody = self._candidates.get((event.address, None)) if event.address is not None else None
+        anybody = self._table.candidates.get((event.address, None, None)) if event.address is not None else None
         if anybody is not None:
-            anybody.peer = event.peer
+            before, _ = self._table.rehome(anybody, event.peer)
+            self._place(before)
+        self._place(target)
 
     def _link_down(self, peer: PeerId, now: float) -> None:
         since = self._linked.pop(peer, None)
         if since is None:
             return
         was_good = now - since >= self._settings.stable_s
-        for candidate in self._of_peer(peer):
+        target = self._table.target_of(peer)
+        target.is_linked, target.direct_at = False, None
+        for candidate in target.candidates.values():
             if candidate.dialled_at is not None:
                 continue
             if was_good:
@@ -248,118 +282,197 @@ class JoiningMachine:
                 candidate.next_at = now + self._rng.uniform(0.0, self._settings.redial_max_s)
             else:
                 self._fail(candidate, now)
+            self._table.ended(candidate)
+        row = target.row
+        if row is not None and not row.is_unfolded:
+            row.failures = 0 if was_good else row.failures + 1
+            base_s, cap_s = self._settings.backoff_base_s, self._settings.backoff_cap_s
+            wait_s = backoff_s(row.failures, base_s, cap_s, self._rng)
+            row.next_at = now + (self._rng.uniform(0.0, self._settings.redial_max_s) if was_good else wait_s)
+        self._place(target)
+        self._table.prune(target)
 
     def _want(self, peer: PeerId, now: float) -> None:
         if peer in self._linked or peer == self._own:
             return
+        self._wanted.pop(peer, None)  # the soonest to end is the first
         self._wanted[peer] = now + self._settings.wanted_s
-        for candidate in self._of_peer(peer):
+        target = self._table.targets.get(peer)
+        if target is None:
+            return
+        for candidate in target.candidates.values():
             candidate.next_at = min(candidate.next_at, now)
+        if target.row is not None:
+            target.row.next_at = min(target.row.next_at, now)
+        self._place(target)
 
     def _forget_peer(self, peer: PeerId) -> None:
-        for candidate in self._of_peer(peer):
-            candidate.sources -= {"record", "lan"}
-            if not candidate.sources and candidate.dialled_at is None:
-                self._drop(candidate)
-            elif not candidate.sources:
-                # Its end is still to be told; after that it expires like any unrepeated hint.
-                candidate.sources, candidate.heard_at = {"lan"}, -self._settings.lan_forget_s
         self._wanted.pop(peer, None)
+        target = self._table.targets.get(peer)
+        if target is None:
+            return
+        self._table.forget_row(target)
+        for candidate in list(target.candidates.values()):
+            if self._table.remove_sources(candidate, ("record", "lan")):
+                continue
+            if candidate.dialled_at is None:
+                self._table.drop(candidate)
+            else:
+                # Its end is still to be told; after that it expires like any unrepeated hint.
+                candidate.sources, candidate.heard_at = frozenset({"lan"}), -self._settings.lan_forget_s
+                candidate.rank = SOURCES.index("lan")
+        self._place(target)
 
     # --- dialling -----------------------------------------------------------------------------------------------------
 
-    def _dials(self, now: float) -> list[Dial]:
-        due = [
-            candidate
-            for candidate in self._candidates.values()
-            if candidate.next_at <= now and self._is_useful(candidate)
-        ]
-        due.sort(key=self._urgency)
-        dials: list[Dial] = []
-        for candidate in due:
-            if len(self._under_way) >= self._settings.dials_at_once_max:
+    def _dials(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while len(self._under_way) < self._settings.dials_at_once_max:
+            target = self._most_urgent(now)
+            if target is None:
                 break
-            # Asked again for each: the dial before may have been the last that was wanted.
-            if not self._is_useful(candidate):
-                continue
-            if candidate.peer is not None:
-                if self._next_address_at.get(candidate.peer, now) > now:
-                    continue
-                self._next_address_at[candidate.peer] = now + self._settings.next_address_s
-            candidate.dialled_at = now
-            self._under_way[candidate.address, candidate.expected] = candidate
-            dials.append(Dial(candidate.address, candidate.expected))
-        return dials
+            if target.row is not None and not self._table.unfold(target, now):
+                # Everything in the table is worth more: this peer's turn comes when something of it has gone.
+                target.row.next_at = now + self._settings.backoff_cap_s
+            self._settle()
+            candidate = self._choose(target, now)
+            if candidate is not None:
+                effects.append(self._dial(target, candidate, now))
+            elif target.is_linked:
+                target.direct_at = self._next_direct(now)
+            self._place(target)
+        return effects
 
-    def _is_useful(self, candidate: _Candidate) -> bool:
-        """Whether a link over this candidate is missing, apart from when it may be tried."""
-        if candidate.is_self or candidate.dialled_at is not None:
-            return False
-        peer = candidate.peer
-        if peer is not None and peer in self._linked:
-            return False
-        links = len(self._linked) + len(self._peers_under_way() - ({peer} if peer is not None else set()))
-        if links >= self._settings.links_max:
-            return False
-        is_needed = peer in self._wanted if peer is not None else bool(candidate.sources & NAMED)
-        return is_needed or links < self._settings.links_wanted
+    def _most_urgent(self, now: float) -> Target | None:
+        """Asked again for each dial: the one before may have been the last that was wanted."""
+        links = self._links()
+        found: list[tuple[int, Urgency, Target]] = []
+        for queue in self._queues:
+            first = queue.first(now) if self._is_open(queue.place, links) else None
+            if first is not None:
+                found.append((queue.place, *first))
+                break
+        for target in self._racing():
+            place, next_at = self._class_of(target), target.next_at()
+            if next_at is not None and next_at <= now and self._may_race(target, links):
+                found.append((place, self._urgency(target, now), target))
+        return min(found, key=lambda each: each[:2])[2] if found else None
 
-    def _urgency(self, candidate: _Candidate) -> tuple[int, int, float, Address, bytes]:
-        near = locality(candidate.address.host, self._networks)
-        return (candidate.rank, near, candidate.next_at, candidate.address, candidate.expected or b"")
+    def _choose(self, target: Target, now: float) -> Candidate | None:
+        """The next way to `target`; None where none is due, which unfolding its record may show."""
+        if target.is_linked:
+            direct = [each for each in target.usable() if each.relay is None]
+            return min(direct, key=lambda each: (each.failures, each.urgency), default=None)
+        due = [each for each in target.usable() if each.next_at <= now]
+        return min(due, key=lambda each: each.urgency, default=None)
 
-    def _fail(self, candidate: _Candidate, now: float) -> None:
+    def _dial(self, target: Target, candidate: Candidate, now: float) -> Effect:
+        if target.peer is not None:
+            target.gate_at = now + self._settings.next_address_s
+        if target.is_linked:
+            target.direct_at = self._next_direct(now)
+        candidate.dialled_at = now
+        self._under_way[candidate.key] = candidate
+        if candidate.relay is None:
+            return Dial(candidate.address, candidate.expected)
+        assert target.peer is not None, "a relay is known by a record"
+        return DialVia(target.peer, candidate.relay)
+
+    def _next_direct(self, now: float) -> float:
+        return now + self._settings.direct_retry_s * self._rng.uniform(0.75, 1.25)
+
+    def _links(self) -> int:
+        """Links that are up or may soon be."""
+        return len(self._linked) + sum(not target.is_linked for target in self._racing())
+
+    def _racing(self) -> list[Target]:
+        """Targets with a dial under way, in the order of their first one."""
+        homes = (self._table.home_of(candidate) for candidate in self._under_way.values())
+        return list({id(home): home for home in homes}.values())
+
+    def _may_race(self, target: Target, links: int) -> bool:
+        """Whether a further way to `target` may be tried beside the dial that is under way, which is among `links`."""
+        return not target.is_linked and self._is_open(self._class_of(target), links - 1)
+
+    def _is_open(self, place: int, links: int) -> bool:
+        """Whether a target of that class may be dialled while `links` are up or under way."""
+        if place == _DIRECT:
+            return True
+        if place != _OTHER:
+            return links < self._settings.links_max
+        wanted = self._settings.links_wanted
+        if self._table.peers > self._settings.mesh_peers_max:
+            wanted = min(wanted, self._settings.links_wanted_beyond)
+        return links < min(wanted, self._settings.links_max)
+
+    def _class_of(self, target: Target) -> int:
+        if target.is_linked:
+            return _DIRECT
+        if target.peer is None:
+            return _NEEDED if any(each.sources & NAMED for each in target.candidates.values()) else _OTHER
+        if target.peer in self._wanted:
+            return _NEEDED
+        return _PREFERRED if target.peer in self._preferred else _OTHER
+
+    def _place_of(self, target: Target) -> tuple[int | None, float | None]:
+        """The queue that `target` belongs into and until when it waits there; (None, None) for no queue."""
+        due_at = target.direct_at if target.is_linked else target.next_at()
+        # Of a relayed link that is tried directly, one dial at a time is enough.
+        if due_at is None or target.is_racing:
+            return None, None
+        return self._class_of(target), due_at
+
+    def _place(self, target: Target) -> None:
+        """Must follow whatever changes a target's class, its ways or their moments."""
+        place, due_at = self._place_of(target)
+        if target.place is not None:
+            if (place, due_at) == (target.place, target.due_at):
+                return
+            self._queues[target.place].remove(target)
+        is_known = target.candidates or target.row is not None or target.is_linked
+        if place is not None and due_at is not None and is_known:
+            self._ticket += 1
+            self._queues[place].add(target, due_at, self._ticket)
+
+    def _settle(self) -> None:
+        """What made room for something else, or has expired, may be due at another time."""
+        for target in self._table.take_touched():
+            self._place(target)
+
+    def _place_peer(self, peer: PeerId) -> None:
+        target = self._table.targets.get(peer)
+        if target is not None:
+            self._place(target)
+
+    def _urgency(self, target: Target, now: float) -> Urgency:
+        ways = [each.urgency for each in target.usable() if each.next_at <= now]
+        row = target.row
+        if row is not None and target.peer is not None and not row.is_unfolded and row.next_at <= now:
+            ways.append(self._table.row_urgency(target.peer, row))
+        return min(ways, default=(len(SOURCES), 0, 0.0, now, Address("", 0), target.peer or b""))
+
+    def _fail(self, candidate: Candidate, now: float) -> None:
         candidate.failures += 1
         wait_s = backoff_s(candidate.failures, self._settings.backoff_base_s, self._cap_s(candidate), self._rng)
         candidate.next_at = now + wait_s
 
-    def _cap_s(self, candidate: _Candidate) -> float:
+    def _cap_s(self, candidate: Candidate) -> float:
         hurried = bool(candidate.sources & HURRIED)
         return self._settings.backoff_hurried_cap_s if hurried else self._settings.backoff_cap_s
 
-    def _peers_under_way(self) -> set[PeerId | _Key]:
-        """Whom the dials under way may link: the peer, or the candidate itself where nobody knows."""
-        return {candidate.peer or key for key, candidate in self._under_way.items()}
-
-    # --- the table ----------------------------------------------------------------------------------------------------
-
-    def _of_peer(self, peer: PeerId) -> list[_Candidate]:
-        return [candidate for candidate in self._candidates.values() if candidate.peer == peer]
-
-    def _make_room(self, new: _Candidate) -> bool:
-        """Whether `new` may be kept; the least worthy of its peer, then of all, goes for it."""
-        if new.expected is not None:
-            same = [candidate for candidate in self._of_peer(new.expected) if candidate.expected is not None]
-            if len(same) >= limits.ADDRESSES_MAX and not self._drop_worst(same, new):
-                return False
-        return len(self._candidates) < self._settings.candidates_max or self._drop_worst(self._candidates.values(), new)
-
-    def _drop_worst(self, among: Iterable[_Candidate], new: _Candidate) -> bool:
-        idle = [candidate for candidate in among if candidate.dialled_at is None and candidate.rank >= new.rank]
-        # What has failed makes room first, then what was said longest ago; never a better source for a worse.
-        worst = max(idle, key=lambda each: (each.rank, each.failures, -each.heard_at, each.address), default=None)
-        if worst is not None:
-            self._drop(worst)
-        return worst is not None
-
-    def _drop(self, candidate: _Candidate) -> None:
-        del self._candidates[candidate.address, candidate.expected]
-
     def _expire(self, now: float) -> None:
-        for candidate in list(self._candidates.values()):
-            if candidate.dialled_at is not None:
-                if candidate.dialled_at + self._settings.dial_lost_s <= now:
-                    candidate.dialled_at = None
-                    self._under_way.pop((candidate.address, candidate.expected))
-                    self._fail(candidate, now)
-                continue
-            if candidate.sources & LASTING or candidate.peer in self._linked:
-                continue
-            is_record = "record" in candidate.sources
-            keep_s = self._settings.record_forget_s if is_record else self._settings.lan_forget_s
-            if candidate.heard_at + keep_s <= now:
-                self._drop(candidate)
-        for peer in [peer for peer, until in self._wanted.items() if until <= now]:
+        for key, candidate in list(self._under_way.items()):
+            if (candidate.dialled_at or 0.0) + self._settings.dial_lost_s <= now:
+                candidate.dialled_at = None
+                del self._under_way[key]
+                self._fail(candidate, now)
+                self._table.ended(candidate)
+                self._place(self._table.home_of(candidate))
+        self._table.expire(now)
+        while self._wanted:
+            peer, until = next(iter(self._wanted.items()))
+            if until > now:
+                break
             del self._wanted[peer]
-        for peer in [peer for peer, at in self._next_address_at.items() if at <= now]:
-            del self._next_address_at[peer]
+            self._place_peer(peer)
+        self._settle()

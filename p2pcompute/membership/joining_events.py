@@ -8,7 +8,7 @@ from typing import Literal
 from p2pcompute.membership.machine import Tick
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
-from p2pcompute.model.peer import Address
+from p2pcompute.model.peer import Address, Relay
 
 Source = Literal["flag", "file", "config", "invitation", "lan", "remembered", "record"]
 
@@ -26,14 +26,20 @@ HURRIED: frozenset[Source] = frozenset({"flag", "lan"})
 class JoiningSettings:
     """How eagerly to dial; the defaults are the product's."""
 
-    #: Links below which every known peer is dialled.
+    #: Links below which every known peer is dialled, while at most `mesh_peers_max` peers are known.
     links_wanted: int = limits.LINKS_MAX
+    #: The same once more are known: beyond a full mesh each further link costs more than it tells.
+    links_wanted_beyond: int = limits.LINKS_WANTED
+    #: Peers up to which everybody links everybody.
+    mesh_peers_max: int = limits.LINKS_MAX
     #: Links beyond which nobody is.
     links_max: int = limits.LINKS_MAX
     #: Dials under way at a time.
     dials_at_once_max: int = limits.DIALS_AT_ONCE_MAX
-    #: Candidates remembered.
+    #: Candidates remembered: addresses that were named, hinted at or tried.
     candidates_max: int = limits.CANDIDATES_MAX
+    #: Peers whose addresses are kept as their records name them, untried.
+    records_max: int = limits.PEERS_MAX
     #: First window of the back-off, seconds.
     backoff_base_s: float = 1.0
     #: Its cap, seconds.
@@ -58,6 +64,8 @@ class JoiningSettings:
     record_forget_s: float = limits.RECORD_EXPIRY_S
     #: `LinkWanted` holds for so many seconds.
     wanted_s: float = 30.0
+    #: A peer that is linked through a relay is dialled directly every so many seconds; varied by a quarter.
+    direct_retry_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +78,51 @@ class CandidateHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordAddresses:
+    """The ways to `peer` that its newest record names; both may be empty."""
+
+    peer: PeerId
+    addresses: tuple[Address, ...]
+    relays: tuple[Relay, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatesHeard:
+    """News of records. A row replaces what an earlier record of its peer named, so it must hold all of it."""
+
+    rows: tuple[RecordAddresses, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinksPreferred:
+    """Whom to be linked with rather than with others; replaces what was preferred before."""
+
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DialEnded:
     """The dial of `address` ended. `peer`: the `expected` of its Dial, or who answered; `error_kind`: None where it
-    succeeded, else an `AdmissionReason` or any other name; `permanent`: trying again soon cannot help.
+    succeeded, else an `AdmissionReason` or any other name; `permanent`: trying again soon cannot help; `via`: the relay's
+    peer where it was a DialVia, whose `address` is the relay's.
     """
 
     address: Address
     peer: PeerId | None
     error_kind: str | None = None
     permanent: bool = False
+    via: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """A link to `peer` is up. `address`: where this peer dialled it, None where it was accepted."""
+    """A link to `peer` is up, or a better one in place of another. `address`: where this peer dialled it, None where it
+    was accepted or relayed; `relayed`: it passes through a third peer.
+    """
 
     peer: PeerId
     address: Address | None = None
+    relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +153,38 @@ class NetworksChanged:
     networks: tuple[str, ...]
 
 
-Event = CandidateHeard | DialEnded | LinkUp | LinkDown | LinkWanted | PeerForgotten | NetworksChanged | Tick
+Event = (
+    CandidateHeard
+    | CandidatesHeard
+    | LinksPreferred
+    | DialEnded
+    | LinkUp
+    | LinkDown
+    | LinkWanted
+    | PeerForgotten
+    | NetworksChanged
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Connect to `address`; refuse anybody but `expected` where that is not None. Answered by DialEnded."""
+    """Connect to `address`; refuse anybody but `expected` where that is not None. Answered by DialEnded. It may name a peer
+    that is linked through a relay: a direct link is to take that one's place.
+    """
 
     address: Address
     expected: PeerId | None
 
 
-Effect = Dial
+@dataclass(frozen=True, slots=True)
+class DialVia:
+    """Reach `peer` with the help of `relay`: through it, or by having `peer` dial back. Answered by DialEnded with the
+    relay's address and `via` its peer.
+    """
+
+    peer: PeerId
+    relay: Relay
+
+
+Effect = Dial | DialVia

@@ -1,21 +1,30 @@
 """The table of the peer book: one row a peer, what is believed of it, and the view that others read.
 
 Owns the rows, their statuses and the way from one to the next; the rules for when to take it are the book's. Records come in
-with their signatures checked. A row's deadline is the only timer: what to do at it is the book's, too.
+with their signatures checked. What follows from a row is kept beside it and costs O(log n) a change: its deadline, its version in the
+digests, its place among the peers that are probed. What to do at a deadline is the book's, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+from p2pcompute.membership.agenda import Agenda
 from p2pcompute.membership.book_events import BookSettings, Effect, PeerAppeared, PeerDied, PeerLeft
+from p2pcompute.membership.digests import Digests
 from p2pcompute.membership.machine import earliest
+from p2pcompute.membership.probing import Ring
 from p2pcompute.membership.suspicion import Inquiry
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import PeerEntry, PeerRecord, PeerStatus, PeerView
+from p2pcompute.model.seams import Rng
+from p2pcompute.wire.gossip import PREFIX_BYTES, LoadUpdate
 from p2pcompute.wire.record import SignedRecord
 
 GONE = frozenset({PeerStatus.DEAD, PeerStatus.LEFT})
+#: From this protocol version on a peer gossips.
+GOSSIP_PROTOCOL = 2
 
 
 @dataclass(slots=True)
@@ -30,9 +39,9 @@ class Row:
     since: float
     #: When `signed` arrived, or its peer was last known to live by other means.
     renewed_at: float
-    #: Whether a link to it is up; then `status` is ALIVE or LEFT.
+    #: Whether a link to it is up; then `status` is ALIVE or LEFT. Who gossips may be SUSPECT, and DEAD once its link is silent.
     linked: bool = False
-    #: As last measured on its link, kept after the link.
+    #: As last measured on its link, or with a probe.
     rtt_s: float | None = None
     #: As last measured on its link, kept after the link.
     bandwidth_mbps: float | None = None
@@ -42,16 +51,46 @@ class Row:
     inquiry: Inquiry | None = None
     #: When it is asked about again: only while it is alive by hearsay after a lost link.
     recheck_at: float | None = None
+    #: When it last said anything itself, monotonic seconds; None: never in this life of this peer.
+    heard_at: float | None = None
+    #: When it last answered a probe that went in a datagram, monotonic seconds.
+    datagram_at: float | None = None
+    #: When it last answered a probe, or a link to it was up, monotonic seconds.
+    answered_at: float | None = None
+    #: Accusations by this peer that it refuted without answering a probe since: this peer may be no judge of it.
+    refuted: int = 0
+    #: Whether it was alive here at some time; who was not is not told of when it left.
+    was_alive: bool = False
+    #: Newest update of its load; of the incarnation of `signed` and with a higher sequence.
+    load: LoadUpdate | None = None
 
     @property
     def peer(self) -> PeerId:
         """Whose row this is."""
         return self.signed.record.peer
 
+    @property
+    def gossips(self) -> bool:
+        """Whether its peer takes part in gossip."""
+        return self.signed.record.protocol >= GOSSIP_PROTOCOL
+
+    @property
+    def shown(self) -> PeerRecord:
+        """Its record with the newest load."""
+        record, load = self.signed.record, self.load
+        if load is None:
+            return record
+        capability = record.capability
+        if capability is not None:
+            capability = dataclasses.replace(
+                capability, idle=load.idle, memory_available_gb=min(load.memory_available_gb, capability.memory_gb)
+            )
+        return dataclasses.replace(record, load=load.load, capability=capability)
+
     def entry(self) -> PeerEntry:
         """The row as views show it."""
         return PeerEntry(
-            self.signed.record,
+            self.shown,
             self.status,
             self.since,
             self.linked,
@@ -64,7 +103,7 @@ class Row:
 class Table:
     """See the module."""
 
-    def __init__(self, own: SignedRecord, settings: BookSettings) -> None:
+    def __init__(self, own: SignedRecord, settings: BookSettings, rng: Rng) -> None:
         #: The newest record of this peer itself.
         self.own = own
         #: Times and limits.
@@ -73,25 +112,55 @@ class Table:
         self.rows: dict[PeerId, Row] = {}
         #: Whose record these bytes are: exactly the newest ones of `rows`.
         self._wires: dict[bytes, PeerId] = {}
+        #: Whose id begins so: exactly the peers of `rows`.
+        self._prefixes: dict[bytes, PeerId] = {}
+        #: When something about a row is due.
+        self._agenda: Agenda[PeerId] = Agenda()
+        #: Peers that are dead or gone and have no link, longest first.
+        self._gone: dict[PeerId, None] = {}
+        #: The versions that are passed on; empty where this peer does not gossip.
+        self.digests = Digests()
+        #: Peers that gossip and are alive or suspect; empty where this peer does not gossip.
+        self.ring = Ring(rng)
+        #: Rows as views show them, of those that have not changed since.
+        self._entries: dict[PeerId, PeerEntry] = {}
         #: Grows with every change of the view.
         self.version = 0
         #: The view of `version`, None where it must be built.
         self._view: PeerView | None = None
+        self.own_changed(own)
+
+    @property
+    def gossips(self) -> bool:
+        """Whether this peer itself takes part in gossip."""
+        return self.own.record.protocol >= GOSSIP_PROTOCOL
 
     @property
     def view(self) -> PeerView:
         """The network as this peer sees it now; the same object until something changes."""
         if self._view is None:
-            entries = tuple(self.rows[peer].entry() for peer in sorted(self.rows))
+            for peer, row in self.rows.items():
+                if peer not in self._entries:
+                    self._entries[peer] = row.entry()
+            entries = tuple(self._entries[peer] for peer in sorted(self._entries))
             self._view = PeerView(self.own.record, entries, self.version)
         return self._view
 
-    def changed(self) -> None:
-        """Something that the view shows is different."""
+    def changed(self, row: Row | None = None) -> None:
+        """Something that the view shows is different: of `row`, or of the view as a whole."""
         self.version += 1
         self._view = None
+        if row is not None:
+            self._entries.pop(row.peer, None)
 
     # --- records ------------------------------------------------------------------------------------------------------
+
+    def own_changed(self, own: SignedRecord) -> None:
+        """This peer has a newer record of its own."""
+        self.own = own
+        if self.gossips:
+            self.digests.put(own.record.peer, own.record.order)
+        self.changed()
 
     def known(self, wire: bytes) -> PeerRecord | None:
         """The record in `wire` where these very bytes are here: they need no second check of a signature."""
@@ -100,14 +169,24 @@ class Table:
         peer = self._wires.get(wire)
         return None if peer is None else self.rows[peer].signed.record
 
+    def with_prefix(self, start: bytes) -> Row | None:
+        """The row of the peer whose id begins with `start` (`PREFIX_BYTES` or more)."""
+        peer = self._prefixes.get(start[:PREFIX_BYTES])
+        return self.rows[peer] if peer is not None and peer.startswith(start) else None
+
     def add(self, signed: SignedRecord, now: float) -> Row | None:
         """A row for a peer that is not here yet; None where the table is full of the living."""
-        if len(self.rows) >= self._settings.peers_max and not self._make_room():
+        peer = signed.record.peer
+        if peer[:PREFIX_BYTES] in self._prefixes or (
+            len(self.rows) >= self._settings.peers_max and not self._make_room()
+        ):
             return None
         status = PeerStatus.LEFT if signed.record.leaving else PeerStatus.ALIVE
-        row = self.rows[signed.record.peer] = Row(signed, status, now, now)
-        self._wires[signed.wire] = row.peer
-        self.changed()
+        row = self.rows[peer] = Row(signed, status, now, now, was_alive=not signed.record.leaving)
+        self._wires[signed.wire] = peer
+        self._prefixes[peer[:PREFIX_BYTES]] = peer
+        self.changed(row)
+        self.touch(row)
         return row
 
     def renew(self, row: Row, signed: SignedRecord, now: float) -> None:
@@ -115,15 +194,36 @@ class Table:
         self._wires.pop(row.signed.wire, None)
         self._wires[signed.wire] = row.peer
         row.signed, row.renewed_at = signed, now
-        self.changed()
+        load, record = row.load, signed.record
+        if load is not None and (load.incarnation != record.incarnation or load.sequence <= record.sequence):
+            row.load = None
+        self.changed(row)
+        self.touch(row)
+
+    def update_load(self, update: LoadUpdate) -> bool:
+        """Whether `update` was news about somebody; the view shows it then."""
+        row = self.rows.get(update.peer)
+        if row is None or row.status in GONE or row.signed.record.incarnation != update.incarnation:
+            return False
+        if update.sequence <= max(row.signed.record.sequence, row.load.sequence if row.load is not None else -1):
+            return False
+        row.load = update
+        self.changed(row)
+        return True
 
     def forget(self, peer: PeerId) -> bool:
         """Remove the row of `peer`; whether there was one."""
         row = self.rows.pop(peer, None)
-        if row is not None:
-            self._wires.pop(row.signed.wire, None)
-            self.changed()
-        return row is not None
+        if row is None:
+            return False
+        self._wires.pop(row.signed.wire, None)
+        del self._prefixes[peer[:PREFIX_BYTES]]
+        self._agenda.set(peer, None)
+        self._gone.pop(peer, None)
+        self.digests.put(peer, None)
+        self.ring.remove(peer)
+        self.changed(row)
+        return True
 
     def worth_telling(self) -> list[SignedRecord]:
         """The own record, and those of peers that live or have said that they left; of the dead nobody is told."""
@@ -135,20 +235,20 @@ class Table:
         return [self.own, *sorted(told, key=lambda signed: signed.record.peer)]
 
     def _make_room(self) -> bool:
-        gone = [row for row in self.rows.values() if row.status in GONE and not row.linked]
-        longest = min(gone, key=lambda row: (row.since, row.peer), default=None)
-        return longest is not None and self.forget(longest.peer)
+        longest = next(iter(self._gone), None)
+        return longest is not None and self.forget(longest)
 
     # --- status -------------------------------------------------------------------------------------------------------
 
     def set_suspect(self, row: Row, now: float) -> None:
-        """Its link was lost without a word."""
+        """Its link was lost without a word, or it did not answer."""
         self._set(row, PeerStatus.SUSPECT, now)
 
     def set_alive(self, row: Row, now: float, effects: list[Effect]) -> None:
         """It is believed to be up; nothing is asked about it any more."""
         if row.status in GONE:
             effects.append(PeerAppeared(row.peer))
+        row.was_alive = True
         self._set(row, PeerStatus.ALIVE, now)
 
     def set_dead(self, row: Row, now: float, reason: str, effects: list[Effect]) -> None:
@@ -168,9 +268,26 @@ class Table:
         row.recheck_at = None
         if row.status is not status:
             row.status, row.since = status, now
-            self.changed()
+            self.changed(row)
+        self.touch(row)
 
-    # --- time ---------------------------------------------------------------------------------------------------------
+    # --- what follows from a row --------------------------------------------------------------------------------------
+
+    def touch(self, row: Row) -> None:
+        """A field of `row` was changed: keep what follows from it."""
+        peer, is_gone = row.peer, row.status in GONE
+        self._agenda.set(peer, self.row_deadline(row))
+        if is_gone and not row.linked:
+            self._gone.setdefault(peer)
+        else:
+            self._gone.pop(peer, None)
+        if self.gossips:
+            is_told = not is_gone or (row.status is PeerStatus.LEFT and row.was_alive and row.signed.record.leaving)
+            self.digests.put(peer, row.signed.record.order if is_told else None)
+            if row.gossips and not is_gone:
+                self.ring.add(peer)
+            else:
+                self.ring.remove(peer)
 
     def row_deadline(self, row: Row) -> float | None:
         """When something about `row` is due; None while a link vouches for it."""
@@ -178,17 +295,36 @@ class Table:
             return None
         if row.status in GONE:
             return row.since + self._settings.forget_s
-        silent_at = row.renewed_at + self._settings.silence_max_s
-        return earliest(silent_at, row.recheck_at, row.inquiry.until if row.inquiry is not None else None)
+        inquired_at = row.inquiry.until if row.inquiry is not None else None
+        return earliest(self._silent_at(row), row.recheck_at, inquired_at)
 
-    def due(self, now: float) -> list[Row]:
-        """Rows whose deadline has come."""
-        return [row for row in self.rows.values() if (at := self.row_deadline(row)) is not None and at <= now]
+    def is_silent(self, row: Row, now: float) -> bool:
+        """Whether the record of a peer without a link has not been renewed for too long."""
+        return self._silent_at(row) <= now
+
+    def _silent_at(self, row: Row) -> float:
+        # Who was heard, and gossips, is probed: its record need not be renewed to show that it lives.
+        is_probed = self.gossips and row.gossips and row.heard_at is not None
+        return row.renewed_at + (self._settings.forget_s if is_probed else self._settings.silence_max_s)
+
+    def next_due(self, now: float) -> Row | None:
+        """A row whose deadline has come; each call another one, until it is touched again."""
+        peer = self._agenda.pop(now)
+        return None if peer is None else self.rows[peer]
 
     def deadline(self) -> float | None:
         """The earliest deadline of a row."""
-        moments = [at for row in self.rows.values() if (at := self.row_deadline(row)) is not None]
-        return min(moments, default=None)
+        return self._agenda.earliest()
+
+    def postpone(self, by_s: float) -> None:
+        """This machine was not there for so long: whatever is due about peers that are believed to live is due later."""
+        for row in self.rows.values():
+            if row.status not in GONE:
+                row.renewed_at += by_s
+                row.recheck_at = None if row.recheck_at is None else row.recheck_at + by_s
+                if row.inquiry is not None:
+                    row.inquiry.until += by_s
+                self.touch(row)
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the state contradicts its own rules."""
@@ -196,10 +332,24 @@ class Table:
         assert own.peer not in self.rows
         assert len(self.rows) <= self._settings.peers_max
         assert self._wires == {row.signed.wire: peer for peer, row in self.rows.items()}
+        assert self._prefixes == {peer[:PREFIX_BYTES]: peer for peer in self.rows}
         for peer, row in self.rows.items():
+            record = row.signed.record
             assert row.peer == peer
-            assert row.signed.record.network == own.network
-            assert not (row.linked and row.status in (PeerStatus.DEAD, PeerStatus.SUSPECT))
-            assert (row.status is PeerStatus.SUSPECT) <= (row.inquiry is not None)
+            assert record.network == own.network
+            is_gossiping = self.gossips and row.gossips
+            assert not (row.linked and row.status in (PeerStatus.DEAD, PeerStatus.SUSPECT) and not is_gossiping)
             assert not (row.inquiry is not None and (row.linked or row.status in GONE))
+            assert self._agenda.at(peer) == self.row_deadline(row)
+            assert (peer in self._gone) == (row.status in GONE and not row.linked)
+            assert (peer in self.ring) == (is_gossiping and row.status not in GONE)
+            if row.load is not None:
+                assert row.load.incarnation == record.incarnation
+                assert row.load.sequence > record.sequence
+            if self.gossips and row.status not in GONE:
+                assert self.digests.order(peer) == record.order
+        assert len(self.ring) <= len(self.rows)
+        self.ring.check_invariants()
+        self.digests.check_invariants()
         assert [entry.record.peer for entry in self.view.entries] == sorted(self.rows)
+        assert all(self._entries[peer] == row.entry() for peer, row in self.rows.items())

@@ -1,4 +1,7 @@
-"""Thirty peer books that talk to each other: whatever happens to links and peers, in the end all agree."""
+"""Peer books that talk to each other over links: whatever happens to links and peers, in the end all agree.
+
+Each story is told three times: among peers of the first protocol version, among peers that gossip, and among both.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,15 @@ from hypothesis import strategies as st
 from p2pcompute.membership import book
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import PeerStatus
-from tests.support.membership import BookWorld
+from tests.support.membership import BookWorld, Protocol, Weather
+
+
+def mixed(number: int) -> int:
+    """Half the peers speak the previous version."""
+    return 1 + number % 2
+
+
+VERSIONS = pytest.mark.parametrize("protocol", [1, 2, mixed], ids=["first", "gossip", "mixed"])
 
 
 def statuses(world: BookWorld, number: int) -> dict[PeerId, tuple[PeerStatus, tuple[int, int]]]:
@@ -33,6 +44,11 @@ def assert_agreement(world: BookWorld, expected: dict[int, PeerStatus]) -> None:
             assert seen == wanted, f"book {number}"
 
 
+def tells(world: BookWorld, cls: type) -> list[object]:
+    """All effects of one kind, of all books."""
+    return [said for member in world.members for said in member.said if isinstance(said, cls)]
+
+
 def full_mesh(world: BookWorld) -> None:
     for one, other in itertools.combinations(range(len(world.members)), 2):
         world.link(one, other)
@@ -43,22 +59,25 @@ def ring(world: BookWorld) -> None:
         world.link(number, (number + 1) % len(world.members))
 
 
+@VERSIONS
 @pytest.mark.parametrize("seed", range(3))
-def test_thirty_books_on_a_ring_agree_and_follow_changes(seed: int) -> None:
-    world = BookWorld(30, seed)
+def test_thirty_books_on_a_ring_agree_and_follow_changes(protocol: Protocol, seed: int) -> None:
+    world = BookWorld(30, seed, protocol=protocol)
     ring(world)
-    world.run(5)
+    world.run(5 if protocol == 1 else 20)
     everybody = dict.fromkeys(range(30), PeerStatus.ALIVE)
     assert_agreement(world, everybody)
     for number in (3, 17, 17, 29):
         world.change(number, load=float(number))
-    world.run(5)
+    world.run(5 if protocol == 1 else 20)
     assert_agreement(world, everybody)
+    assert not tells(world, book.PeerDied)
 
 
+@VERSIONS
 @pytest.mark.parametrize("seed", range(3))
-def test_thirty_books_agree_after_random_loss_of_links_and_peers(seed: int) -> None:
-    world = BookWorld(30, seed)
+def test_thirty_books_agree_after_random_loss_of_links_and_peers(protocol: Protocol, seed: int) -> None:
+    world = BookWorld(30, seed, protocol=protocol)
     full_mesh(world)
     world.run(2)
     pairs = list(itertools.combinations(range(30), 2))
@@ -83,43 +102,76 @@ def test_thirty_books_agree_after_random_loss_of_links_and_peers(seed: int) -> N
     assert_agreement(world, {number: PeerStatus.ALIVE for number in range(30) if number not in dead})
 
 
+@pytest.mark.parametrize(
+    ("protocol", "within_s"), [(1, 3.0), (2, 10.0), (mixed, 10.0)], ids=["first", "gossip", "mixed"]
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_crash_is_known_to_all_of_a_full_mesh_within_three_seconds(seed: int) -> None:
-    world = BookWorld(30, seed)
+@pytest.mark.parametrize("victim", [6, 7])
+def test_a_crash_is_known_to_all_of_a_full_mesh(protocol: Protocol, within_s: float, seed: int, victim: int) -> None:
+    world = BookWorld(30, seed, protocol=protocol)
     full_mesh(world)
     world.run(2)
-    world.kill(7)
-    world.run(3)
-    gone = world.members[7].key.peer
+    world.kill(victim)
+    world.run(within_s)
+    gone = world.members[victim].key.peer
     for number, member in enumerate(world.members):
         if member.is_up:
             assert statuses(world, number)[gone][0] is PeerStatus.DEAD, f"book {number}"
 
 
-def test_one_lost_link_kills_nobody() -> None:
-    world = BookWorld(10, 1)
+@VERSIONS
+def test_one_lost_link_kills_nobody(protocol: Protocol) -> None:
+    world = BookWorld(10, 1, protocol=protocol)
     full_mesh(world)
     world.run(2)
     world.unlink(2, 3)
     world.run(120)
     assert_agreement(world, dict.fromkeys(range(10), PeerStatus.ALIVE))
-    assert not any(isinstance(said, book.PeerDied) for member in world.members for said in member.said)
+    assert not tells(world, book.PeerDied)
 
 
-def test_a_split_network_heals_when_one_link_joins_the_halves() -> None:
-    world = BookWorld(20, 4)
+def of_halves(one: int, other: int) -> bool:
+    return (one < 10) == (other < 10)
+
+
+@VERSIONS
+def test_a_split_network_heals_when_one_link_joins_the_halves(protocol: Protocol) -> None:
+    world = BookWorld(20, 4, protocol=protocol)
     for half in (range(10), range(10, 20)):
         for one, other in itertools.combinations(half, 2):
             world.link(one, other)
     world.run(5)
     assert world.members[0].book.view.entry(world.members[15].key.peer) is None
     world.link(0, 10)
-    world.run(5)
+    world.run(5 if protocol == 1 else 10)
     assert_agreement(world, dict.fromkeys(range(20), PeerStatus.ALIVE))
 
 
-def test_who_leaves_is_left_for_all() -> None:
-    world = BookWorld(12, 2)
+def test_halves_that_believe_each_other_dead_are_one_again_soon_after_one_link_joins_them() -> None:
+    weather = Weather()
+    world = BookWorld(20, 4, protocol=2, weather=weather)
+    full_mesh(world)
+    world.run(5)
+    weather.passes = of_halves
+    for one, other in itertools.product(range(10), range(10, 20)):
+        world.unlink(one, other)
+    world.run(120)
+    for number in range(20):
+        alive = {entry.record.peer for entry in world.members[number].book.view.alive}
+        assert alive == {
+            world.members[other].key.peer for other in range(20) if other != number and of_halves(number, other)
+        }
+    world.change(3, load=0.5)
+    world.run(5)
+    weather.passes = lambda _one, _other: True
+    world.link(0, 10)
+    world.run(20)
+    assert_agreement(world, dict.fromkeys(range(20), PeerStatus.ALIVE))
+
+
+@VERSIONS
+def test_who_leaves_is_left_for_all(protocol: Protocol) -> None:
+    world = BookWorld(12, 2, protocol=protocol)
     full_mesh(world)
     world.run(2)
     world.change(5, leaving=True)
@@ -144,9 +196,22 @@ def test_a_quiet_full_mesh_is_quiet() -> None:
     assert not said, "nothing changes, so nothing is sent"
 
 
-def test_the_same_seed_tells_the_same_story() -> None:
+def test_what_gossips_and_does_not_change_sends_probes_and_digests_alone() -> None:
+    world = BookWorld(30, 6, protocol=2)
+    full_mesh(world)
+    world.run(120)
+    before = len(world.trace)
+    world.run(300)
+    said = [effect for _, _, effect in world.trace[before:]]
+    kinds = {type(effect.message).__name__ for effect in said if isinstance(effect, book.SendGossip)}
+    assert kinds == {"Probe", "Ack", "Digest"}
+    assert all(isinstance(effect, book.SendGossip | book.ViewChanged) for effect in said)
+
+
+@VERSIONS
+def test_the_same_seed_tells_the_same_story(protocol: Protocol) -> None:
     def story() -> list[object]:
-        world = BookWorld(15, 9)
+        world = BookWorld(15, 9, protocol=protocol, weather=Weather(loss=0.1))
         full_mesh(world)
         world.run(1)
         for _ in range(10):
@@ -168,10 +233,13 @@ MOVES = st.lists(
 )
 
 
+@VERSIONS
 @settings(max_examples=40)
 @given(moves=MOVES, seed=st.integers(0, 1 << 20))
-def test_no_story_breaks_a_book_and_all_stories_end_in_agreement(moves: list[tuple[str, int, int]], seed: int) -> None:
-    world = BookWorld(8, seed)
+def test_no_story_breaks_a_book_and_all_stories_end_in_agreement(
+    protocol: Protocol, moves: list[tuple[str, int, int]], seed: int
+) -> None:
+    world = BookWorld(8, seed, protocol=protocol)
     ring(world)
     for move, one, other in moves:
         match move:

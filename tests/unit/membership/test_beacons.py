@@ -23,7 +23,12 @@ def make_machine(verify: CountingVerify | None = None, **changes: object) -> bea
 
 
 def call(
-    key: FakeKey, wall: float = WALL, instance: bytes = b"instance", is_answer: bool = False, network: bytes = NETWORK
+    key: FakeKey,
+    wall: float = WALL,
+    instance: bytes = b"instance",
+    is_answer: bool = False,
+    network: bytes = NETWORK,
+    view: bytes | None = None,
 ) -> bytes:
     beacon = Beacon(
         network_tag(network),  # type: ignore[arg-type]
@@ -32,17 +37,22 @@ def call(
         int(wall * 1000),
         9876,
         40_000,
-        view_hash([]),
+        view_hash([]) if view is None else view,
         is_answer,
     )
     return sign_beacon(beacon, key)
 
 
 def hear(
-    machine: beacons.BeaconMachine, data: bytes, now: float = 0.0, host: str = "10.0.0.2", wall: float | None = None
+    machine: beacons.BeaconMachine,
+    data: bytes,
+    now: float = 0.0,
+    host: str = "10.0.0.2",
+    wall: float | None = None,
+    view: bytes = b"",
 ) -> list[beacons.Effect]:
     wall = WALL + now if wall is None else wall
-    effects = machine.handle(beacons.BeaconHeard(data, Address(host, 9877), wall), now)
+    effects = machine.handle(beacons.BeaconHeard(data, Address(host, 9877), wall, view), now)
     machine.check_invariants()
     return effects
 
@@ -206,3 +216,163 @@ def test_the_same_events_have_the_same_effects() -> None:
         return seen + list(run(machine, 200.0))
 
     assert story() == story()
+
+
+def test_an_interface_that_flaps_is_no_flood() -> None:
+    machine = make_machine()
+    machine.handle(beacons.Start(), 0.0)
+    run(machine, 20.0)
+    calls = 0
+    for step in range(100):
+        calls += len(machine.handle(beacons.InterfacesChanged(), 20.0 + step / 10))
+        machine.check_invariants()
+        calls += len(run(machine, 20.0 + step / 10))
+    assert calls <= 22
+    assert [at for at, _ in run(machine, 33.5)][-1] >= 29.0, "and the last change has its burst"
+
+
+class Lan:
+    """Machines on one switch, each datagram delivered to all, or to one, after a millisecond; counts what is sent."""
+
+    def __init__(self, count: int, starts_s: float, seed: int = 1) -> None:
+        rng = random.Random(seed)
+        self.keys = [FakeKey(number) for number in range(count)]
+        self.machines = [
+            beacons.BeaconMachine(beacons.BeaconOwn(key.public_key, NETWORK), CountingVerify(), random.Random(number))
+            for number, key in enumerate(self.keys)
+        ]
+        self.start_at = sorted(rng.uniform(0, starts_s) for _ in range(count))
+        self.started = [False] * count
+        self.now = 0.0
+        self.arriving: list[tuple[float, int, int, bytes]] = []
+        self.answers: list[tuple[float, int, int]] = []
+        self.bytes_sent = 0
+        self.calls = 0
+        self.first_heard: dict[tuple[int, int], float] = {}
+        self.number = itertools.count()
+
+    def run(self, until: float) -> None:
+        while True:
+            starts = [at for at, started in zip(self.start_at, self.started, strict=True) if not started]
+            deadlines = [at for each in self.machines if (at := each.deadline()) is not None]
+            arrivals = [row[0] for row in self.arriving]
+            at = min([*starts, *deadlines, *arrivals], default=until + 1)
+            if at > until:
+                self.now = until
+                return
+            self.now = max(self.now, at)
+            self.step()
+
+    def step(self) -> None:
+        for place, machine in enumerate(self.machines):
+            if not self.started[place] and self.start_at[place] <= self.now:
+                self.started[place] = True
+                self.perform(place, machine.handle(beacons.Start(), self.now))
+            at = machine.deadline()
+            if at is not None and at <= self.now:
+                self.perform(place, machine.handle(beacons.Tick(), self.now))
+        due = sorted(row for row in self.arriving if row[0] <= self.now)
+        self.arriving = [row for row in self.arriving if row[0] > self.now]
+        for _, source, target, data in due:
+            if self.started[target]:
+                event = beacons.BeaconHeard(data, self.address(source), WALL + self.now)
+                self.first_heard.setdefault((target, source), self.now)
+                self.perform(target, self.machines[target].handle(event, self.now))
+
+    def address(self, place: int) -> Address:
+        return Address(f"10.0.0.{place + 1}", 9877)
+
+    def perform(self, place: int, effects: list[beacons.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, beacons.PeerHinted):
+                continue
+            is_answer = isinstance(effect, beacons.Answer)
+            wall = WALL + self.now + next(self.number) * 1e-3
+            data = call(self.keys[place], wall, b"%08d" % place, is_answer)
+            self.bytes_sent += len(data) + 28
+            if isinstance(effect, beacons.Answer):
+                target = int(effect.to.host.rpartition(".")[2]) - 1
+                self.answers.append((self.now, place, target))
+                self.arriving.append((self.now + 1e-3, place, target, data))
+            else:
+                self.calls += 1
+                for target in range(len(self.machines)):
+                    if target != place:
+                        self.arriving.append((self.now + 1e-3, place, target, data))
+
+
+@pytest.mark.parametrize("starts_s", [0.0, 0.5, 2.0, 20.0, 200.0])
+def test_fifty_peers_that_start_together_answer_in_proportion_to_their_number(starts_s: float) -> None:
+    lan = Lan(50, starts_s)
+    lan.run(starts_s + 40)
+    counts = [sum(1 for _, _, target in lan.answers if target == place) for place in range(50)]
+    # Three times three, and some more from those who have not heard of everybody yet; all would be 24 a peer in the mean.
+    assert sum(counts) <= 15 * 50
+    assert max(counts) <= 25
+    if starts_s == 0.0:
+        assert sum(counts) <= 9 * 50
+    for one, other in itertools.combinations(range(50), 2):
+        late = max(lan.start_at[one], lan.start_at[other])
+        soonest = min(lan.first_heard[one, other], lan.first_heard[other, one])
+        assert soonest - late < 0.01, "one of two knows the other at once"
+
+
+def test_a_newcomer_is_answered_by_three_at_once_and_by_others_where_those_are_gone() -> None:
+    lan = Lan(30, 0.0)
+    lan.start_at[-1] = 100.0
+    lan.run(100.6)
+    newcomer = len(lan.keys) - 1
+    assert len([row for row in lan.answers if row[2] == newcomer]) == 3
+    lan = Lan(30, 0.0)
+    lan.start_at[-1] = 100.0
+    lan.run(99.0)
+    first = Lan(30, 0.0)
+    first.start_at[-1] = 100.0
+    first.run(100.6)
+    for _, place, target in first.answers:
+        if target == newcomer:
+            lan.machines[place].handle = lambda event, now: []  # type: ignore[method-assign]
+            lan.machines[place].deadline = lambda: None  # type: ignore[method-assign]
+    lan.run(103.6)
+    assert len([row for row in lan.answers if row[2] == newcomer]) == 6
+
+
+def test_fifty_idle_peers_cost_what_the_formula_says() -> None:
+    lan = Lan(50, 0.0)
+    lan.run(60)
+    sent, lan.bytes_sent, lan.calls = lan.bytes_sent, 0, 0
+    lan.run(660)
+    assert lan.answers == [row for row in lan.answers if row[0] < 60]
+    # One way here: what a call is sent by is the business of the shell.
+    assert lan.bytes_sent / 600 == pytest.approx(50 * beacons.quiet_bytes_per_s(1), rel=0.05)
+    assert 50 * beacons.quiet_bytes_per_s(4) < 1_200
+    assert sent < 200_000
+    assert len(call(FakeKey("a"))) == beacons.BEACON_WIRE_BYTES
+
+
+ONE, OTHER = b"view-one", b"view-two"
+
+
+def differing(effects: list[beacons.Effect]) -> list[beacons.ViewsDiffer]:
+    return [effect for effect in effects if isinstance(effect, beacons.ViewsDiffer)]
+
+
+def test_two_views_on_one_lan_are_told_of_seldom() -> None:
+    machine, peer, second = make_machine(), FakeKey("a"), FakeKey("b")
+    assert not differing(hear(machine, call(peer, view=OTHER), 0.0, view=ONE)), "the own view may just have changed"
+    (told,) = differing(hear(machine, call(peer, WALL + 10, view=OTHER), 10.0, view=ONE))
+    assert told == beacons.ViewsDiffer(peer.peer, (Address("10.0.0.2", 9876),))
+    assert not differing(hear(machine, call(second, WALL + 11, view=OTHER), 11.0, "10.0.0.3", view=ONE))
+    assert differing(hear(machine, call(second, WALL + 16, view=OTHER), 16.0, "10.0.0.3", view=ONE))
+    assert not differing(hear(machine, call(peer, WALL + 60, view=OTHER), 60.0, view=ONE))
+    assert differing(hear(machine, call(peer, WALL + 75, view=OTHER), 75.0, view=ONE))
+
+
+def test_equal_views_changing_views_and_views_that_nobody_compares_are_no_news() -> None:
+    machine, peer = make_machine(), FakeKey("a")
+    assert not differing(hear(machine, call(peer, view=ONE), 0.0, view=ONE))
+    assert not differing(hear(machine, call(peer, WALL + 10, view=ONE), 10.0, view=ONE))
+    assert not differing(hear(machine, call(peer, WALL + 20, view=ONE), 20.0, view=OTHER)), "it has changed just now"
+    assert not differing(hear(machine, call(peer, WALL + 30, view=ONE), 30.0))
+    forged = call(peer, WALL + 40, view=ONE)[:-1] + b"\0"
+    assert not hear(machine, forged, 40.0, view=OTHER)

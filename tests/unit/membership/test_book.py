@@ -1,4 +1,4 @@
-"""The peer book, alone."""
+"""The peer book, alone, among peers of the first protocol version: a book of that version, and one that gossips with others."""
 
 from __future__ import annotations
 
@@ -24,14 +24,26 @@ OWN, A, B, C = FakeKey("own"), FakeKey("a"), FakeKey("b"), FakeKey("c")
 INVITATION = b"i" * 32
 
 
+@pytest.fixture(params=[1, 2], ids=["protocol 1", "protocol 2"], autouse=True)
+def own_protocol(request: pytest.FixtureRequest) -> None:
+    """Towards peers of the first version both do the same."""
+    Shelf.protocol = request.param
+
+
 class Shelf:
     """A book and its clock."""
 
+    #: What the own record says.
+    protocol = 1
+
     def __init__(self, verify: CountingVerify | None = None, **changes: object) -> None:
         settings = book.BookSettings(**changes)  # type: ignore[arg-type]
-        self.own = make_record(OWN, 10)
+        self.own = self.own_record(10)
         self.book = book.PeerBook(self.own, verify or fake_verify, random.Random(5), settings)
         self.now = 100.0
+
+    def own_record(self, incarnation: int, sequence: int = 0) -> SignedRecord:
+        return make_record(OWN, incarnation, sequence, protocol=self.protocol)
 
     def __call__(self, event: book.Event) -> list[book.Effect]:
         effects = self.book.handle(event, self.now)
@@ -367,7 +379,7 @@ def test_own_changes_go_to_every_link_even_where_news_does_not() -> None:
     keys = [FakeKey(number) for number in range(10)]
     for key in keys:
         shelf.link(key)
-    record = make_record(OWN, 10, 1)
+    record = shelf.own_record(10, 1)
     assert set(sent(shelf(book.OwnChanged(record)))) == {key.peer for key in keys}
     assert shelf.book.view.own == record.record
     assert len(sent(shelf.hear(keys[0], make_record(C)))) == 2
@@ -391,7 +403,7 @@ def test_an_own_record_from_a_former_life_is_outranked_once_in_a_while() -> None
     shelf = Shelf()
     shelf.link(A)
     assert shelf.hear(A, make_record(OWN, 20)) == [book.RaiseIncarnation(21)]
-    shelf(book.OwnChanged(make_record(OWN, 21)))
+    shelf(book.OwnChanged(shelf.own_record(21)))
     assert shelf.hear(A, make_record(OWN, 30)) == [], "a second machine with this key must not flood the network"
     assert book.RaiseIncarnation(31) in shelf.run(5)
     assert shelf.hear(A, make_record(OWN, 3)) == []
