@@ -1,0 +1,1 @@
+"""The wide-area address book: the package `kademlia`, unmodified, hardened by subclassing. `dht.Dht` is the way in."""
