@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Gets ready what tests want beyond Python packages, each where it may:
-#   - ip, tc and nft for the tests in network namespaces (installed with apt-get as root),
+#   - ip, tc and nft for the tests in network namespaces, and miniupnpd for their routers (installed with apt-get as root),
 #   - further Python versions with the product installed, for jobs whose peers run different ones (.venv-3.12 …).
 # Whatever cannot be had is named; the tests that need it skip with the same reason. Writes .test-env, which tests/conftest.py reads.
 #
@@ -51,6 +51,8 @@ fi
 missing=()
 command -v ip >/dev/null && command -v tc >/dev/null || missing+=(iproute2)
 command -v nft >/dev/null || missing+=(nftables)
+# The daemon alone: the package miniupnpd would start it on this machine, too.
+command -v miniupnpd >/dev/null || missing+=(miniupnpd-nftables)
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "installing ${missing[*]} for the tests in network namespaces"

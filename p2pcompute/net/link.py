@@ -32,11 +32,12 @@ from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Clock
 from p2pcompute.net.bulk import Bulk
 from p2pcompute.net.carrier import Carrier
-from p2pcompute.net.link_life import NEXT_STATES, Admission
+from p2pcompute.net.link_life import NEXT_STATES, RELAYED, Admission, Route
 from p2pcompute.net.link_life import LinkSettings as LinkSettings
 from p2pcompute.net.link_life import LinkState as LinkState
+from p2pcompute.wire.families import LINK_CODEC
 from p2pcompute.wire.framing import Frame, FrameReader, message_frame
-from p2pcompute.wire.messages import LINK_CODEC, BlobMissing, EchoWant, Goodbye, Hello, Message, Ping, Pong
+from p2pcompute.wire.messages import BlobMissing, EchoWant, Goodbye, Hello, Message, Ping, Pong
 
 #: A Hello with two invitations and a record; nobody else may send more before being admitted.
 GREETING_BYTES_MAX = 64 * 1024
@@ -46,6 +47,7 @@ CLOSE_TIMEOUT_S = 2.0
 _FLUSH_BYTES = 256 * 1024
 #: Pings whose answers are awaited: the answer of an older one tells nothing.
 _PINGS_MAX = 8
+_NO_BYTES = memoryview(b"")
 #: Weight of a new round trip in the smoothed one (RFC 6298).
 RTT_WEIGHT = 0.125
 
@@ -72,12 +74,26 @@ class LinkOwner(Protocol):
 class Link:
     """One link. Made by the hub; `admission` and `hello` are set once it is up."""
 
-    def __init__(self, owner: LinkOwner, clock: Clock, *, dialled: bool, expected: PeerId | None = None) -> None:
+    def __init__(
+        self,
+        owner: LinkOwner,
+        clock: Clock,
+        *,
+        dialled: bool,
+        expected: PeerId | None = None,
+        route: Route | None = None,
+    ) -> None:
         self._owner = owner
         self._clock = clock
         self.dialled = dialled
         #: Whom the dialler wants to reach; None: whoever answers.
         self.expected = expected
+        #: How it came about, where it was not simply dialled; does not change once the link is up.
+        self.route = route
+        #: Bulk is handed to the carrier only while it holds less than this; a slow carrier lowers it.
+        self.bulk_buffer_bytes = limits.BULK_BUFFER_BYTES
+        #: Who wants to be told once when bulk may be written.
+        self._room_wanted: list[Callable[[], None]] = []
         self.state = LinkState.GREETING
         self._carrier: Carrier | None = None
         self._admission: Admission | None = None
@@ -155,12 +171,14 @@ class Link:
 
     @property
     def carrier(self) -> str:
-        """What moves the bytes: "stream", "websocket" or "memory"."""
+        """What moves the bytes: "stream", "websocket", "relay" or "memory"."""
         return self._carrier.name if self._carrier is not None else ""
 
     @property
     def path(self) -> str:
-        """How the other side is reached: "memory", "local", "lan" or "direct"."""
+        """How the other side is reached: "memory", "local", "lan" or "direct"; or "relayed" or "reversed", through `route.via`."""
+        if self.route is not None:
+            return self.route.path
         if self.carrier == "memory":
             return "memory"
         try:
@@ -170,6 +188,11 @@ class Link:
         if address.is_loopback:
             return "local"
         return "lan" if address.is_private or address.is_link_local else "direct"
+
+    @property
+    def relayed(self) -> bool:
+        """Whether it runs through a relay; any other link is better."""
+        return self.route is not None and self.route.path == RELAYED
 
     @property
     def closed(self) -> bool:
@@ -227,10 +250,18 @@ class Link:
                 carrier.write(chunk)
             self.bytes_out += len(header) + len(chunk)
 
+    def send_bulk(self, message: Message) -> None:
+        """Send a message that is bulk itself, at once: ask `has_room` before. Ignored once the link is closed."""
+        self.write_chunk(message_frame(LINK_CODEC.encode(message)), _NO_BYTES)
+
     def has_room(self) -> bool:
         """Whether bulk may be written."""
         carrier = self._carrier
-        return carrier is not None and not self.closed and carrier.buffered_bytes() < limits.BULK_BUFFER_BYTES
+        return carrier is not None and not self.closed and carrier.buffered_bytes() < self.bulk_buffer_bytes
+
+    def when_room(self, call: Callable[[], None]) -> None:
+        """Call `call` once when bulk may be written again; never, where the link ends before. Only while `has_room` says no."""
+        self._room_wanted.append(call)
 
     def _flush_turn(self) -> None:
         self._flush_due = False
@@ -338,6 +369,10 @@ class Link:
 
     def writable(self) -> None:
         """The carrier has room again."""
+        # Before the streams: what others pass on here is held to a rate of its own, and leaves room.
+        waiting, self._room_wanted = self._room_wanted, []
+        for call in waiting:
+            call()
         self._bulk.pump()
 
     def carrier_lost(self, error: Exception | None) -> None:
@@ -349,6 +384,7 @@ class Link:
         self.gone.set()
         self.settled.set()
         self._outgoing.clear()
+        self._room_wanted.clear()
         self._bulk.fail_all(LinkClosedError(f"the link to {self.named()} is gone" + (f": {error}" if error else "")))
         self._owner.lost(self, error)
 
@@ -419,11 +455,11 @@ class Link:
     # --- the end --------------------------------------------------------------------------------------------------------
 
     def _farewell(self, message: Goodbye) -> None:
-        if self.state is LinkState.LEAVING:
-            return
-        self.farewell = message
-        self._flush()
-        self._enter(LinkState.LEAVING)
+        if self.state is not LinkState.LEAVING:
+            self.farewell = message
+            self._flush()
+            self._enter(LinkState.LEAVING)
+        # Where both have said it at the same time neither waits for the other to hang up: nothing comes after it.
         if self._carrier is not None:
             self._carrier.close()
 
@@ -437,7 +473,7 @@ class Link:
             reason = error.reason.value
         else:
             reason = "frame-too-large" if isinstance(error, FrameTooLargeError) else type(error).__name__
-        self._say_goodbye(reason, error.reason_text if isinstance(error, PeerError) else str(error))
+        self.say_goodbye(reason, error.reason_text if isinstance(error, PeerError) else str(error))
         self._bulk.fail_all(error)
         self._carrier.close()
 
@@ -445,14 +481,15 @@ class Link:
         """Say goodbye, hear what is on its way until the other side hangs up; bounded."""
         if self._carrier is None or self.state is LinkState.CLOSED:
             return
-        self._say_goodbye(reason, text)
+        self.say_goodbye(reason, text)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.gone.wait()
         except TimeoutError:
             self._carrier.abort()
 
-    def _say_goodbye(self, reason: str, text: str) -> None:
+    def say_goodbye(self, reason: str, text: str = "") -> None:
+        """Say it now, and nothing more after it; `close` waits for what follows. A second call does nothing."""
         if not self.closed:
             self.send(Goodbye(reason[:64], text[:1024]))
             self._enter(LinkState.LEAVING)

@@ -22,8 +22,11 @@ class LinkSettings:
     silence_max_s: float = limits.LINK_SILENCE_MAX_S
     #: Seconds for TLS and Hello together.
     handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
-    #: Links kept open.
+    #: Links kept open; a newcomer beyond it takes the place of the least useful one.
     links_max: int = 4 * limits.LINKS_MAX
+    #: Links beyond this are closed one by one when they are idle and have been up for `idle_after_s` seconds.
+    links_kept: int = limits.LINKS_MAX
+    idle_after_s: float = limits.LINK_IDLE_AFTER_S
     #: Half-open handshakes at a time.
     half_open_max: int = limits.HALF_OPEN_MAX
     #: New handshakes a second from one address; private addresses get `private_factor` times as many.
@@ -34,6 +37,19 @@ class LinkSettings:
     def test(cls) -> LinkSettings:
         """Quick to notice, for tests."""
         return cls(heartbeat_interval_s=0.2, silence_max_s=0.6, handshake_timeout_s=2.0)
+
+
+#: What `Link.path` says of a link that runs through a relay, and of one that the other side dialled because it was asked to.
+RELAYED = "relayed"
+REVERSED = "reversed"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How two peers meet of whom one cannot dial the other: `path` is RELAYED or REVERSED, `via` the peer that helps or helped."""
+
+    path: str
+    via: PeerId
 
 
 class Admission(Protocol):

@@ -1,9 +1,8 @@
 """The hub: all links of one peer. Listens, dials, admits, and keeps one link to each peer.
 
-Which of several connections between two peers stays: the dialler of a connection proposes it only while it knows of no other link to that
-peer, and proposes one at a time; the accepter takes what is proposed, since it means that an older link is of no use to the dialler. Only
-where both have proposed at the same time they disagree, and then the connection dialled by the lower id stays. So both sides
-keep the same one, in whatever order they see things (all orders are run through in the tests).
+Which of several connections between two peers stays, `link_choice.py` says: both sides keep the same one, in whatever order they see
+things (all orders are run through in the tests). Peers that cannot be dialled are reached through `relay.py`, whose doors here are `dial_via`,
+`dial_reversed` and `reaching`. Links that nobody needs make room for others.
 
 Refuses to know: whom to dial and why (`membership/joining.py`), what messages mean.
 """
@@ -11,7 +10,8 @@ Refuses to know: whom to dial and why (`membership/joining.py`), what messages m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -28,7 +28,11 @@ from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Clock, Rng
 from p2pcompute.net.gate import Gate
 from p2pcompute.net.link import CLOSE_TIMEOUT_S, Link
-from p2pcompute.net.link_life import Admission, LinkSettings, LinkState
+from p2pcompute.net.link_choice import Rival, Verdict, least_useful, verdict, worth_proposing
+from p2pcompute.net.link_life import RELAYED, Admission, LinkSettings, LinkState, Route
+from p2pcompute.net.relay import Reaching
+from p2pcompute.net.relay_book import RelaySettings
+from p2pcompute.net.relay_pipe import Pipes
 from p2pcompute.net.stream_carrier import TlsIdentity, TlsTransport
 from p2pcompute.net.transport import Transport
 from p2pcompute.net.websocket_carrier import WebSocketDoor
@@ -37,12 +41,19 @@ from p2pcompute.wire.versions import negotiate
 
 #: Goodbye of a connection that another one replaces.
 DUPLICATE = "duplicate"
+#: Goodbye of a link that makes room for others, and of a connection that only asked who is there.
+IDLE = "idle"
+PROBE = "probe"
+#: Goodbyes that mean no harm to anybody.
+_KIND_GOODBYES = ("leaving", DUPLICATE, IDLE, PROBE)
 #: How long a dial that lost waits for the link that won.
 WINNER_TIMEOUT_S = 2.0
 #: Links are looked after so many times in a heartbeat, so that silence is noticed soon after it is too long.
 _LOOKS_PER_HEARTBEAT = 4
 
 Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+#: How useful a link is, the more the better; None: it is in use and never closed to make room.
+Worth = Callable[[Link], float | None]
 
 
 class LinkIdentity(TlsIdentity, Protocol):
@@ -71,7 +82,7 @@ class LinkEvents(Protocol):
 
 
 class LinkHub:
-    """All links of one peer. `spawn` runs background work under the peer's supervisor."""
+    """All links of one peer. `spawn` runs background work under the peer's supervisor; without `worth` no link makes room for another."""
 
     def __init__(
         self,
@@ -83,6 +94,9 @@ class LinkHub:
         *,
         settings: LinkSettings | None = None,
         transport: Transport | None = None,
+        worth: Worth | None = None,
+        relay: RelaySettings | None = None,
+        pipes: Pipes | None = None,
     ) -> None:
         self._identity = identity
         self._events = events
@@ -110,8 +124,25 @@ class LinkHub:
         self._queued: dict[PeerId, list[Link]] = {}
         #: Connections that the other side dialled and that are no links yet.
         self._half_open: dict[Link, None] = {}
+        #: Connections that only ask who is there.
+        self._probes: dict[Link, None] = {}
+        #: The other side's proposals that wait until this side's own is answered, by peer.
+        self._deferred: dict[PeerId, list[Link]] = {}
+        #: Links that somebody waits for, by peer, with how they come about.
+        self._expected: dict[PeerId, tuple[Route, asyncio.Future[Link]]] = {}
+        #: What says how useful a link is.
+        self._worth = worth
+        #: Relays, dial-backs and reversed dials.
+        self.reaching = Reaching(
+            self, identity, clock, handshake_timeout_s=self._settings.handshake_timeout_s, settings=relay, pipes=pipes
+        )
         self._gate = Gate(self._settings.handshakes_per_second, self._settings.private_factor)
         self._stopping = False
+
+    @property
+    def peer(self) -> PeerId:
+        """Who this is."""
+        return self._identity.peer
 
     @property
     def links(self) -> Mapping[PeerId, Link]:
@@ -146,17 +177,38 @@ class LinkHub:
                 link.abort()
             elif now - link.pinged_at >= self._settings.heartbeat_interval_s:
                 link.ping()
+        self.reaching.beat(now)
+        if self._open_links() > self._settings.links_kept:
+            self._close_least_useful(now - self._settings.idle_after_s)
+
+    def check_all(self, within_s: float) -> None:
+        """This machine slept, or sits on another network: links on which nothing comes within `within_s` seconds are ended."""
+        since = self._clock.monotonic()
+        for link in list(self._links.values()):
+            link.ping()
+        self._spawn("check links", self._end_silent(since, within_s))
+
+    async def _end_silent(self, since: float, within_s: float) -> None:
+        await asyncio.sleep(within_s)
+        for link in list(self._links.values()):
+            if link.heard_at < since and link.opened_at < since and not link.closed:
+                link.failure = LinkClosedError(f"{link.named()} did not answer after this machine slept or moved")
+                link.abort()
 
     async def stop(self, reason: str = "leaving", text: str = "the peer stops") -> None:
         """Take no more connections, say goodbye on every link; bounded."""
         self._stopping = True
         await self._transport.stop()
-        async with asyncio.TaskGroup() as group:
-            for link in list(self._open):
-                if link.state is LinkState.UP:
-                    group.create_task(link.close(reason, text))
-                else:
-                    link.abort()
+        # What runs through others first, since its goodbyes go over their links.
+        for relayed in (True, False):
+            async with asyncio.TaskGroup() as group:
+                for link in list(self._open):
+                    if link.relayed is not relayed:
+                        continue
+                    if link.state is LinkState.UP:
+                        group.create_task(link.close(reason, text))
+                    else:
+                        link.abort()
         # Whatever was closing already is gone too before the loop may end.
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -169,28 +221,70 @@ class LinkHub:
 
     # --- dialling -------------------------------------------------------------------------------------------------------
 
-    async def dial(self, address: Address, expected: PeerId | None, carrier: str = "stream") -> Link:
-        """A link to whoever listens at `address`; the one that exists where there is one to that peer.
+    async def dial(
+        self, address: Address, expected: PeerId | None, carrier: str = "stream", route: Route | None = None
+    ) -> Link:
+        """A link to whoever listens at `address`; the one that exists where there is one to that peer that needs no relay.
 
-        `carrier`: "stream", or "websocket" where only HTTP gets through. Raises AdmissionError (SELF for this very peer, WRONG_PEER for another than `expected`), LinkClosedError.
+        `carrier`: "stream", or "websocket" where only HTTP gets through; `route`: how it came about, where it was asked for.
+        Raises AdmissionError (SELF for this very peer, WRONG_PEER for another than `expected`), BusyError, LinkClosedError.
         """
-        if expected is not None and (known := self.link(expected)) is not None:
+        if expected is not None and (known := self.link(expected)) is not None and not known.relayed:
             return known
         if expected == self._identity.peer:
             raise AdmissionError(AdmissionReason.SELF, "this is the address of this very peer", str(address))
-        if len(self._links) >= self._settings.links_max:
-            raise BusyError(f"{self._settings.links_max} links are open already: close one before dialling {address}")
+        link = self._dialling(expected, str(address), route)
+        return await self._dialled(link, self._transport.connect(address, link, carrier), str(address))
+
+    async def dial_via(self, relay: PeerId, target: PeerId) -> Link:
+        """A link to `target` through `relay`, a linked peer at which it has a reservation; the one that exists where there is one.
+
+        Raises AdmissionError, BusyError, LinkClosedError, all of which say who refused.
+        """
+        if (known := self.link(target)) is not None:
+            return known
+        if target == self._identity.peer:
+            raise AdmissionError(AdmissionReason.SELF, "this is this very peer", short_peer_id(target))
+        whom = f"{short_peer_id(target)} through {short_peer_id(relay)}"
+        link = self._dialling(target, whom, Route(RELAYED, relay))
+        return await self._dialled(link, self.reaching.ends.connect(relay, target, link), whom)
+
+    async def dial_reversed(self, via: PeerId, target: PeerId, addresses: Sequence[Address]) -> Link:
+        """Have `target`, which cannot be dialled, dial this peer at `addresses`; asked through `via`, a peer linked to both.
+
+        Raises BusyError, LinkClosedError.
+        """
+        return await self.reaching.reversals.ask(via, target, addresses)
+
+    async def probe(self, address: Address, expected: PeerId) -> None:
+        """Connect to `address`, see that `expected` answers, and hang up. No link comes of it, and none is disturbed.
+
+        Raises AdmissionError, LinkClosedError.
+        """
         link = Link(self, self._clock, dialled=True, expected=expected)
+        self._probes[link] = None
+        try:
+            await self._dialled(link, self._transport.connect(address, link, "stream"), str(address))
+        finally:
+            del self._probes[link]
+
+    def _dialling(self, expected: PeerId | None, whom: str, route: Route | None) -> Link:
+        is_new = expected is None or expected not in self._links
+        if is_new and self._is_full() and self._least_useful() is None:
+            raise BusyError(f"{self._settings.links_max} links are open already: close one before dialling {whom}")
+        return Link(self, self._clock, dialled=True, expected=expected, route=route)
+
+    async def _dialled(self, link: Link, connect: Coroutine[Any, Any, None], whom: str) -> Link:
         future: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         self._open[link] = None
         self._dials[link] = future
         try:
             async with asyncio.timeout(limits.DIAL_TIMEOUT_S + self._settings.handshake_timeout_s):
-                await self._transport.connect(address, link, carrier)
+                await connect
                 async with asyncio.timeout(self._settings.handshake_timeout_s):
                     return await future
         except TimeoutError as error:
-            raise LinkClosedError(f"{address} did not greet in time: it may be overloaded, or no peer") from error
+            raise LinkClosedError(f"{whom} did not greet in time: it may be overloaded, or no peer") from error
         finally:
             self._dials.pop(link, None)
             if not future.done():
@@ -209,7 +303,20 @@ class LinkHub:
             return None
         if not self._gate.admits(remote.host, self._clock.monotonic()):
             return None
-        link = Link(self, self._clock, dialled=False)
+        return self._accepted(Link(self, self._clock, dialled=False))
+
+    def offered(self, source: PeerId, route: Route) -> Link | None:
+        """A link for a circuit that `source` is said to want, or None where it is not wanted now: the limits of other connections hold.
+
+        Who it really is shows as everywhere; another than `source` is refused. Handshakes are counted for the relay, which could invent sources.
+        """
+        if self._stopping or len(self._half_open) >= self._settings.half_open_max:
+            return None
+        if not self._gate.admits(f"relay {short_peer_id(route.via)}", self._clock.monotonic()):
+            return None
+        return self._accepted(Link(self, self._clock, dialled=False, expected=source, route=route))
+
+    def _accepted(self, link: Link) -> Link:
         self._open[link] = self._half_open[link] = None
         self._spawn("handshake", self._watch_handshake(link))
         return link
@@ -224,6 +331,49 @@ class LinkHub:
             link.abort()
         finally:
             self._half_open.pop(link, None)
+
+    # --- what relays, dial-backs and reversed dials ask -----------------------------------------------------------------
+
+    def turned_away(self, address: Address, error: P2PComputeError) -> None:
+        """A circuit did not become a link."""
+        self._events.refused(address, error)
+
+    def expect(self, peer: PeerId, route: Route) -> asyncio.Future[Link]:
+        """The next link to `peer` that runs over no relay; one that it dials meanwhile gets `route`. One at a time for each peer."""
+        future: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        self._expected[peer] = (route, future)
+        return future
+
+    def unexpect(self, peer: PeerId) -> None:
+        """Nobody waits for it any more."""
+        _, future = self._expected.pop(peer)
+        if not future.done():
+            future.cancel()
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> object:
+        """Run work in the background."""
+        return self._spawn(name, work)
+
+    # --- too many links -------------------------------------------------------------------------------------------------
+
+    def _open_links(self) -> int:
+        return sum(not link.closed for link in self._links.values())
+
+    def _least_useful(self, up_before: float = math.inf) -> Link | None:
+        worth = self._worth
+        if worth is None:
+            return None
+        links = [link for link in self._links.values() if not link.closed and link.opened_at <= up_before]
+        return least_useful((link.peer, link, worth(link)) for link in links if not self.reaching.needs(link))
+
+    def _close_least_useful(self, up_before: float = math.inf) -> bool:
+        """Whether a link has made room. One over which somebody is reached, or kept reachable, stays."""
+        link = self._least_useful(up_before)
+        if link is not None:
+            # Said at once, so that it does not count any more.
+            link.say_goodbye(IDLE, "nobody needs this link here, and others wait: dial again when you do")
+            self._spawn("idle", link.close(IDLE))
+        return link is not None
 
     # --- what links say (LinkOwner) -------------------------------------------------------------------------------------
 
@@ -241,16 +391,22 @@ class LinkHub:
                 str(link.remote),
             )
         link.admit(admission, hello, version)
-        if link.dialled:
+        if link in self._probes:
+            link.say_goodbye(PROBE, "only asked who is there")
+            self._spawn("probe", link.close(PROBE))
+            self._settle(link, link)
+        elif link.dialled:
             self._consider(link)
+        elif link.route is None and link.peer in self._expected:
+            link.route = self._expected[link.peer][0]
 
     def _consider(self, link: Link) -> None:
-        """Propose a connection that this side dialled, unless there is a link or a proposal already."""
+        """Propose a connection that this side dialled, unless there is a link as good, or a proposal already."""
         peer = link.peer
         old = self.link(peer)
         if self._stopping:
             self._spawn("too late", link.close("leaving", "the peer stops"))
-        elif old is not None and old.hello.instance == link.hello.instance:
+        elif old is not None and not worth_proposing(link.relayed, self._rival(old, link)):
             self._spawn("duplicate", link.close(DUPLICATE))
             self._settle(link, old)
         elif peer in self._proposed:
@@ -264,31 +420,35 @@ class LinkHub:
         peer = link.peer
         if self._stopping:
             self._spawn("too late", link.close("leaving", "the peer stops"))
-        elif peer not in self._links and len(self._links) >= self._settings.links_max:
-            link.fail(BusyError(f"this peer has {self._settings.links_max} links already: try another"))
-        elif self._keeps(link):
+            return
+        own = self._proposed.get(peer)
+        pending = None if own is None or own.closed else self._rival(own, link)
+        judged = verdict(link.relayed, self._identity.peer < peer, pending, self._rival(self.link(peer), link))
+        if judged is Verdict.WAIT:
+            self._deferred.setdefault(peer, []).append(link)
+        elif judged is Verdict.REFUSE:
             self._spawn("duplicate", link.close(DUPLICATE))
+        elif peer not in self._links and self._is_full() and not self._close_least_useful():
+            link.fail(BusyError(f"this peer has {self._settings.links_max} links already: try another"))
         else:
             link.agree()
             self._use(link)
 
-    def _keeps(self, link: Link) -> bool:
-        """Whether a connection that this side dialled stays although the other side proposes `link`."""
-        if self._identity.peer > link.peer:
-            return False
-        own = self._proposed.get(link.peer)
-        if own is not None and not own.closed:
-            return own.hello.instance == link.hello.instance
-        old = self.link(link.peer)
-        if old is None or not old.dialled or old.hello.instance != link.hello.instance:
-            return False
-        # What the other side proposed before it knew of the old link arrives within the life of a handshake. What comes
-        # later means that it has lost the old link.
+    def _rival(self, own: Link | None, link: Link) -> Rival | None:
+        """What this side has, as `link` to the same peer has to see it."""
+        if own is None:
+            return None
         handshake_s = limits.DIAL_TIMEOUT_S + self._settings.handshake_timeout_s
-        return self._clock.monotonic() - old.opened_at <= handshake_s
+        fresh = self._clock.monotonic() - own.opened_at <= handshake_s
+        return Rival(own.relayed, own.dialled, own.hello.instance == link.hello.instance, fresh)
+
+    def _is_full(self) -> bool:
+        return self._open_links() >= self._settings.links_max
 
     def agreed(self, link: Link) -> None:
         """The other side takes what this side proposed."""
+        if link.peer not in self._links and self._is_full():
+            self._close_least_useful()
         self._use(link)
 
     def _use(self, link: Link) -> None:
@@ -309,6 +469,9 @@ class LinkHub:
                 self._spawn("duplicate", old.close(DUPLICATE))
         link.settled.set()
         self._settle(link, link)
+        _, expected = self._expected.get(peer, (None, None))
+        if expected is not None and not link.relayed and not expected.done():
+            expected.set_result(link)
         self._answered(link)
 
     def _order(self) -> None:
@@ -318,6 +481,9 @@ class LinkHub:
         """A proposal has its answer: connections that waited for it are considered again."""
         if link.admitted and self._proposed.get(link.peer) is link:
             del self._proposed[link.peer]
+            for waiting in self._deferred.pop(link.peer, []):
+                if not waiting.closed:
+                    self.proposed(waiting)
             for waiting in self._queued.pop(link.peer, []):
                 if not waiting.closed:
                     self._consider(waiting)
@@ -329,7 +495,8 @@ class LinkHub:
 
     def received(self, link: Link, message: Message) -> None:
         """A message of a link that is up."""
-        self._events.message(link, message)
+        if not self.reaching.heard(link, message):
+            self._events.message(link, message)
 
     def lost(self, link: Link, error: Exception | None) -> None:
         """A carrier is gone."""
@@ -343,6 +510,8 @@ class LinkHub:
             self._events.link_down(link, reason)
         elif not link.used and not link.dialled and link.carrier and reason is not None:
             self._events.refused(link.remote, reason)
+        if link.used:
+            self.reaching.link_gone(link, reason or LinkClosedError(f"the link to {link.named()} is closed"))
         self._answered(link)
         future = self._dials.get(link)
         if future is None or future.done():
@@ -357,9 +526,11 @@ class LinkHub:
             return link.failure
         farewell = link.farewell
         if farewell is not None:
-            return None if farewell.reason in ("leaving", DUPLICATE) else _error_of(farewell, link)
+            return None if farewell.reason in _KIND_GOODBYES else _error_of(farewell, link)
         if link.state_before_loss is LinkState.LEAVING:
             return None
+        if isinstance(error, P2PComputeError) and not link.used:
+            return error  # a circuit knows what it means
         if error is not None and not link.used:
             return self._identity.tls_error(error, link.dialled)
         if not link.used:
@@ -371,7 +542,7 @@ class LinkHub:
         deadline = self._clock.monotonic() + WINNER_TIMEOUT_S
         while not future.done():
             winner = self.link(link.peer)
-            if winner is not None:
+            if winner is not None and (link.relayed or not winner.relayed):
                 future.set_result(winner)
             elif self._clock.monotonic() > deadline:
                 future.set_exception(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import LinkClosedError, PortTakenError, UnknownNameError
@@ -17,6 +18,8 @@ from p2pcompute.model.peer import Address
 from p2pcompute.net.link import Link
 from p2pcompute.net.transport import Accept, Refused
 from p2pcompute.wire.messages import Hello
+
+T = TypeVar("T")
 
 #: Where an ephemeral port is looked for.
 _EPHEMERAL = range(49_152, 65_536)
@@ -64,7 +67,7 @@ class MemoryNetwork:
 
     def _between(self, one: str, other: str) -> list[MemoryCarrier]:
         hosts = {(one, other), (other, one)}
-        return [carrier for carrier in self._carriers if (carrier.host, carrier.remote.host) in hosts]
+        return [carrier for carrier in self._carriers if (carrier.host, carrier.far_host) in hosts]
 
     # --- what transports and carriers ask -------------------------------------------------------------------------------
 
@@ -101,17 +104,42 @@ class MemoryNetwork:
         if found is None or self.is_dropped(dialler.host, address.host):
             raise LinkClosedError(f"cannot reach {address}: nobody listens there")
         accept, listener = found
+        self.connect(dialler, address, link, accept, listener, Address(dialler.host, self.ephemeral_port()))
+
+    def ephemeral_port(self) -> int:
+        """The port that a dialling side has for one connection."""
         self._next_port += 1
-        remote = Address(dialler.host, _EPHEMERAL[self._next_port % len(_EPHEMERAL)])
-        accepted = accept(remote)
+        return _EPHEMERAL[self._next_port % len(_EPHEMERAL)]
+
+    def connect(
+        self,
+        dialler: MemoryTransport,
+        address: Address,
+        link: Link,
+        accept: Accept,
+        listener: MemoryTransport,
+        remote: Address,
+    ) -> None:
+        """Connect `link` to `listener`, whom it knows as `address` and who sees `remote`. Raises LinkClosedError where `accept` does not want it."""
+        accepted = self.at(listener.host, accept, remote)
         if accepted is None:
             raise LinkClosedError(f"{address} takes no connections now")
-        near = MemoryCarrier(self, dialler.host, address, link, listener.leaf)
-        far = MemoryCarrier(self, address.host, remote, accepted, dialler.leaf)
+        near = self.carrier(dialler.host, listener.host, address, link, listener.leaf)
+        far = self.carrier(listener.host, dialler.host, remote, accepted, dialler.leaf)
         near.partner, far.partner = far, near
         self._carriers[near] = self._carriers[far] = None
-        accepted.attach(far, listener.hello())
+        self.at(listener.host, accepted.attach, far, listener.hello())
         link.attach(near, dialler.hello())
+
+    # --- what the laboratory changes ------------------------------------------------------------------------------------
+
+    def carrier(self, host: str, far_host: str, remote: Address, link: Link, leaf: bytes) -> MemoryCarrier:
+        """One end of a new connection."""
+        return MemoryCarrier(self, host, remote, link, leaf, far_host)
+
+    def at(self, host: str, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`, on behalf of whoever lives at `host`."""
+        return function(*args)
 
     def forget(self, carrier: MemoryCarrier) -> None:
         """One end is gone."""
@@ -152,9 +180,13 @@ class MemoryCarrier:
 
     name = "memory"
 
-    def __init__(self, network: MemoryNetwork, host: str, remote: Address, link: Link, leaf: bytes) -> None:
+    def __init__(
+        self, network: MemoryNetwork, host: str, remote: Address, link: Link, leaf: bytes, far_host: str
+    ) -> None:
         self._network = network
         self.host = host
+        #: Where the other end is, which need not be the address that this end sees.
+        self.far_host = far_host
         self.remote = remote
         self._link = link
         self._leaf = leaf
@@ -163,7 +195,8 @@ class MemoryCarrier:
         #: Time due and bytes, None for the end of the connection.
         self._sent: deque[tuple[float, bytes | None]] = deque()
         self._sent_bytes = 0
-        self._timer: asyncio.Handle | None = None
+        #: What calls `_deliver`; None: nothing does.
+        self._timer: object | None = None
         self._is_full = False
         self._is_closing = False
         self._is_lost = False
@@ -214,17 +247,24 @@ class MemoryCarrier:
         if error is not None:
             self._sent.clear()
         self._network.forget(self)
-        self._link.carrier_lost(error)
+        self._network.at(self.host, self._link.carrier_lost, error)
 
     def deliver_soon(self) -> None:
         """See to it that what is due arrives."""
-        if self._timer is None and self._sent and not self._network.is_held(self.host, self.remote.host):
-            loop = asyncio.get_running_loop()
-            due = self._sent[0][0]
-            self._timer = loop.call_soon(self._deliver) if due <= loop.time() else loop.call_at(due, self._deliver)
+        if self._timer is None and self._sent and not self._network.is_held(self.host, self.far_host):
+            self._timer = self._ring_at(self._sent[0][0])
+
+    def _ring_at(self, due: float) -> object:
+        """See to it that `_deliver` is called at `due`, seconds of the loop."""
+        loop = asyncio.get_running_loop()
+        return loop.call_soon(self._deliver) if due <= loop.time() else loop.call_at(due, self._deliver)
+
+    def _due(self, size_bytes: int) -> float:
+        """When so many bytes that are sent now arrive, seconds of the loop."""
+        return asyncio.get_running_loop().time() + self._network.latency_s(self.host, self.far_host)
 
     def _push(self, data: bytes | None) -> None:
-        due = asyncio.get_running_loop().time() + self._network.latency_s(self.host, self.remote.host)
+        due = self._due(len(data or b""))
         if self._sent:
             due = max(due, self._sent[-1][0])
         self._sent.append((due, data))
@@ -234,13 +274,13 @@ class MemoryCarrier:
     def _deliver(self) -> None:
         """Hand the first piece to the other end; one in a turn of the loop, so that connections alternate."""
         self._timer = None
-        if not self._sent or self._network.is_held(self.host, self.remote.host):
+        if not self._sent or self._network.is_held(self.host, self.far_host):
             return
         _, data = self._sent.popleft()
         self._sent_bytes -= len(data or b"")
         partner = self.partner
         assert partner is not None, "an end without its other end"
-        if self._network.is_dropped(self.host, self.remote.host):
+        if self.is_cut_off():
             # The other end never hears of it; this one closes all the same.
             if data is None:
                 self.lose(None)
@@ -248,8 +288,12 @@ class MemoryCarrier:
             partner.lose(None)
             self.lose(None)
         elif not partner._is_lost:
-            partner._link.feed(data)
+            self._network.at(partner.host, partner._link.feed, data)
         if self._is_full and self._sent_bytes <= limits.BULK_BUFFER_BYTES // 2 and not self._is_closing:
             self._is_full = False
-            self._link.writable()
+            self._network.at(self.host, self._link.writable)
         self.deliver_soon()
+
+    def is_cut_off(self) -> bool:
+        """Whether nothing that this end sends arrives any more."""
+        return self._network.is_dropped(self.host, self.far_host)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import pytest
 
@@ -152,12 +152,17 @@ class Process:
         self.popen.wait()
 
 
+#: How a `Router` translates addresses, in the words of RFC 4787. Both drop from outside what is no answer.
+Nat = Literal["endpoint-independent", "symmetric"]
+
+
 @dataclass(frozen=True)
 class Lan:
-    """A switch with a subnet. The router, where the rig routes, has the last address."""
+    """A switch with a subnet. The router, where there is one, has the last address; `has_router`: hosts send to it what is for elsewhere."""
 
     bridge: str
     network: ipaddress.IPv4Network
+    has_router: bool = False
 
     @property
     def router(self) -> str:
@@ -290,6 +295,48 @@ class Host:
         self.command("tc", *arguments, "burst", "64kb", "latency", "400ms")
 
 
+@dataclass(eq=False)
+class Router(Host):
+    """A home router: `lan` is its inside, where it has the last address; `outside` and `outside_address` are what the world sees.
+
+    Its rules are in three tables: `rig` (those of `Host.block`), `nat` (the translation) and `upnp` (what miniupnpd writes, see
+    `routers.py`). Nothing from outside gets to the inside or to the router itself unless it answers something, or a port is forwarded.
+    """
+
+    outside: Lan | None = None
+    outside_address: str = ""
+    nat: Nat = "endpoint-independent"
+
+    #: Its interfaces: INTERFACE is inside, like that of every host on that switch.
+    OUTSIDE: ClassVar[str] = "wan0"
+
+    def _translate(self) -> None:
+        # masquerade looks for the translation that an inside address and port already has, and keeps it for every destination while it lasts; it
+        # keeps the port, too, where it is free. fully-random draws a new port for each flow instead.
+        how = "masquerade random,fully-random" if self.nat == "symmetric" else "masquerade"
+        rules = f"""
+            table inet nat {{
+                chain postrouting {{
+                    type nat hook postrouting priority 100;
+                    oifname "{self.OUTSIDE}" meta nfproto ipv4 {how}
+                }}
+                chain forward {{
+                    type filter hook forward priority 0;
+                    ct state established,related accept
+                    iifname "{self.OUTSIDE}" ct status dnat accept
+                    iifname "{self.OUTSIDE}" drop
+                }}
+                chain input {{
+                    type filter hook input priority 0;
+                    ct state established,related accept
+                    iifname "{self.OUTSIDE}" drop
+                }}
+            }}
+        """
+        self.namespace.command("nft", "-f", "-", text=rules)
+        self.namespace.setting("net/ipv4/ip_forward", "1")
+
+
 class Rig:
     """Builds hosts and switches, and takes everything away again. `routed`: LANs reach each other through a router."""
 
@@ -331,46 +378,75 @@ class Rig:
         self._stack.callback(made.close)
         return made
 
-    def lan(self, network: str) -> Lan:
-        """A switch whose hosts have addresses of `network`, e.g. "10.77.1.0/24"."""
+    def lan(self, network: str, *, site: bool = False) -> Lan:
+        """A switch whose hosts have addresses of `network`, e.g. "10.77.1.0/24".
+
+        `site`: a network of its own even in a routed rig, which gets a `router` for its hosts.
+        """
         assert self._switches is not None, "use the rig as a context manager"
         self._lans += 1
-        lan = Lan(f"br{self._lans}", ipaddress.IPv4Network(network))
+        lan = Lan(f"br{self._lans}", ipaddress.IPv4Network(network), self._routed or site)
         # Without snooping, multicast reaches every port at once, as in a simple switch.
         self._switches.command("ip", "link", "add", lan.bridge, "type", "bridge", "mcast_snooping", "0")
         self._switches.command("ip", "link", "set", lan.bridge, "up")
-        if self._routed:
+        if self._routed and not site:
             self._switches.command("ip", "address", "add", f"{lan.router}/{lan.network.prefixlen}", "dev", lan.bridge)
         return lan
 
     def host(self, name: str, lan: Lan, address: str | None = None) -> Host:
         """A host on `lan`, with `address` or the next free one."""
-        assert self._switches is not None, "use the rig as a context manager"
+        host = Host(self, name, lan, address or self._free_address(lan), self._namespace_of_host(name))
+        self._add(host)
+        return host
+
+    def router(self, name: str, inside: Lan, outside: Lan, nat: Nat, address: str | None = None) -> Router:
+        """A home router between a site and a switch of a routed rig, where it has `address` or the next free one. Needs `nft`."""
+        require_rig("nft")
+        assert inside.has_router, "the inside is made with lan(..., site=True)"
+        chosen = address or self._free_address(outside)
+        namespace = self._namespace_of_host(name)
+        router = Router(self, name, inside, inside.router, namespace, outside=outside, outside_address=chosen, nat=nat)
+        self._plug(namespace, Router.OUTSIDE, outside, chosen)
+        router.command("ip", "route", "replace", "default", "via", outside.router, "dev", Router.OUTSIDE)
+        self._add(router)
+        router._translate()
+        return router
+
+    def _namespace_of_host(self, name: str) -> _Namespace:
         assert name not in self.hosts, f"there is a host {name} already"
-        taken = {host.address for host in self.hosts.values()}
-        chosen = address or next(str(each) for each in lan.network.hosts() if str(each) not in taken)
         namespace = self._namespace(name)
-        host = Host(self, name, lan, chosen, namespace)
-        self.hosts[name] = host
-        self._ports += 1
-        port = f"port{self._ports}"
         # Duplicate detection would hold IPv6 addresses back for a second; nobody else is on this wire.
         namespace.setting("net/ipv6/conf/default/accept_dad", "0")
-        arguments = ("link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", str(namespace.pid))
+        return namespace
+
+    def _free_address(self, lan: Lan) -> str:
+        taken = {host.address for host in self.hosts.values()}
+        taken |= {host.outside_address for host in self.hosts.values() if isinstance(host, Router)}
+        return next(str(each) for each in lan.network.hosts() if str(each) not in taken)
+
+    def _add(self, host: Host) -> None:
+        self.hosts[host.name] = host
+        self._plug(host.namespace, INTERFACE, host.lan, host.address)
+        self._routes(host)
+
+    def _plug(self, namespace: _Namespace, interface: str, lan: Lan, address: str) -> None:
+        """A cable from a port of the switch to `interface`, which gets `address`."""
+        assert self._switches is not None, "use the rig as a context manager"
+        self._ports += 1
+        port = f"port{self._ports}"
+        arguments = ("link", "add", port, "type", "veth", "peer", "name", interface, "netns", str(namespace.pid))
         self._switches.command("ip", *arguments)
         self._switches.command("ip", "link", "set", port, "master", lan.bridge)
         self._switches.command("ip", "link", "set", port, "up")
         prefix = lan.network.prefixlen
-        host.command("ip", "address", "add", f"{chosen}/{prefix}", "broadcast", lan.broadcast, "dev", INTERFACE)
-        host.command("ip", "link", "set", INTERFACE, "up")
-        self._routes(host)
-        return host
+        namespace.command("ip", "address", "add", f"{address}/{prefix}", "broadcast", lan.broadcast, "dev", interface)
+        namespace.command("ip", "link", "set", interface, "up")
 
     def _routes(self, host: Host) -> None:
         # Without a default route, these two have no way out; real machines have both.
         host.command("ip", "route", "replace", "224.0.0.0/4", "dev", INTERFACE)
         host.command("ip", "route", "replace", "255.255.255.255/32", "dev", INTERFACE)
-        if self._routed:
+        if host.lan.has_router and not isinstance(host, Router):
             host.command("ip", "route", "replace", "default", "via", host.lan.router)
 
     def _start(self, host: Host, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> Process:

@@ -15,8 +15,10 @@ from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedE
 from p2pcompute.model.ids import PeerId, peer_id_of
 from p2pcompute.model.peer import Address, Role
 from p2pcompute.net.link import Link, LinkSettings
-from p2pcompute.net.links import LinkHub
+from p2pcompute.net.links import LinkHub, Worth
 from p2pcompute.net.memory import MemoryNetwork
+from p2pcompute.net.relay_book import RelaySettings
+from p2pcompute.net.relay_pipe import ClearPipes
 from p2pcompute.net.tls import admission_error_from_tls, client_context, server_context
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.identity import PeerKey
@@ -191,7 +193,12 @@ async def _serve(hub: LinkHub) -> None:
 
 @contextlib.asynccontextmanager
 async def sides(
-    identities: Sequence[Any], *, settings: LinkSettings | None = None, network: MemoryNetwork | None = None
+    identities: Sequence[Any],
+    *,
+    settings: LinkSettings | None = None,
+    network: MemoryNetwork | None = None,
+    relay: RelaySettings | None = None,
+    worth: Worth | None = None,
 ) -> AsyncIterator[list[Side]]:
     """Hubs that listen and run, one for each identity; stopped at the end."""
     made: list[Side] = []
@@ -209,7 +216,8 @@ async def sides(
             transport = network.transport(host, identity.peer, identity.hello) if network is not None else None
             hub = LinkHub(
                 identity, events, SystemClock(), random.Random(number), spawn,
-                settings=settings or LinkSettings(), transport=transport,
+                settings=settings or LinkSettings(), transport=transport, worth=worth, relay=relay,
+                pipes=ClearPipes(identity.peer) if network is not None else None,
             )  # fmt: skip
             side = Side(hub, events, identity, host)
             side.port = await hub.start(None if network is not None else "127.0.0.1", 0, 1)

@@ -15,7 +15,7 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import PortTakenError
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
-from p2pcompute.net import beacon as beacon_shell
+from p2pcompute.net import interfaces as net_interfaces
 from p2pcompute.net.beacon import BeaconShell, source_address
 from p2pcompute.net.interfaces import Interface
 from p2pcompute.wire.beacon import decode_beacon
@@ -201,13 +201,19 @@ def test_beacons_of_a_stopped_clock_still_have_rising_times_and_one_instance() -
 
 
 def test_new_interfaces_are_noticed_and_called_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beacon_shell, "REFRESH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(net_interfaces, "LOOK_INTERVAL_UNTOLD_S", 0.02)
+
+    def watch(look: Callable[[], None]) -> net_interfaces.InterfaceWatch:
+        return net_interfaces.InterfaceWatch(look, tells=False)
+
     found: list[tuple[Interface, ...]] = [()]
 
     async def main() -> None:
         changes: list[int] = []
-        told = await station("a", free_udp_port(), interfaces=lambda: found[0], changed=lambda: changes.append(1))
-        alone = await station("b", free_udp_port(), interfaces=lambda: found[0])
+        told = await station(
+            "a", free_udp_port(), interfaces=lambda: found[0], changed=lambda: changes.append(1), watch=watch
+        )
+        alone = await station("b", free_udp_port(), interfaces=lambda: found[0], watch=watch)
         assert told.shell.interfaces == ()
         found[0] = LOOPBACK
         await until(lambda: bool(changes) and bool(alone.heard))
@@ -215,6 +221,26 @@ def test_new_interfaces_are_noticed_and_called_on(monkeypatch: pytest.MonkeyPatc
         assert not told.heard, "who is told decides itself"
         await told.shell.stop()
         await alone.shell.stop()
+
+    asyncio.run(main())
+
+
+def test_peers_that_know_each_other_have_one_view_hash() -> None:
+    async def main() -> None:
+        port, keys = free_udp_port(), [FakeKey(name) for name in "abc"]
+        everybody = [key.peer for key in keys]
+        # Who knows everybody lists the others; whether it lists itself too makes no difference.
+        one = await station("a", port, known_peers=lambda: everybody[1:])
+        two = await station("b", port, known_peers=lambda: everybody)
+        other = await station("c", port, known_peers=lambda: everybody[:1])
+        for each in (one, two, other):
+            each.shell.broadcast()
+        await until(lambda: len(one.keys_heard()) == 3)
+        hashes = {decode_beacon(data).beacon.public_key: decode_beacon(data).beacon.view_hash for data, _ in one.heard}
+        assert hashes[keys[0].public_key] == hashes[keys[1].public_key] == one.shell.view_hash
+        assert hashes[keys[2].public_key] != one.shell.view_hash
+        for each in (one, two, other):
+            await each.shell.stop()
 
     asyncio.run(main())
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 from types import SimpleNamespace
 
 import pytest
 
-from p2pcompute.net.interfaces import Interface, interfaces_of, read_interfaces
+from p2pcompute.net import interfaces as net_interfaces
+from p2pcompute.net.interfaces import Interface, InterfaceWatch, interfaces_of, read_interfaces
 
 
 def row(family: int, address: str, netmask: str | None) -> SimpleNamespace:
@@ -61,3 +64,73 @@ def test_what_the_system_misspells_is_left_out() -> None:
 
 def test_this_machine_has_a_loopback() -> None:
     assert any(interface.is_loopback and interface.index for interface in read_interfaces())
+
+
+def test_where_nothing_tells_looks_are_repeated_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net_interfaces, "LOOK_INTERVAL_UNTOLD_S", 0.01)
+
+    async def main() -> None:
+        looks: list[int] = []
+        seen = asyncio.Event()
+
+        def look() -> None:
+            looks.append(1)
+            if len(looks) == 3:
+                seen.set()
+
+        watch = InterfaceWatch(look, tells=False)
+        watch.start()
+        async with asyncio.timeout(10):
+            await seen.wait()
+        watch.stop()
+        watch.stop()
+        count = len(looks)
+        # A timer of the same length, set after the end, rings without another look before it.
+        await asyncio.sleep(0.02)
+        assert len(looks) == count
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="not on this platform: no netlink")
+def test_a_flock_of_changes_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch's own socket is replaced by one of a pair: what it says is no message that a kernel would send."""
+    monkeypatch.setattr(net_interfaces, "GATHER_S", 0.01)
+    system, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    monkeypatch.setattr(net_interfaces, "_open_netlink", lambda: ours)
+
+    async def main() -> None:
+        looks: list[float] = []
+        seen = asyncio.Event()
+
+        def look() -> None:
+            looks.append(asyncio.get_running_loop().time())
+            seen.set()
+
+        watch = InterfaceWatch(look)
+        watch.start()
+        assert watch.interval_s == net_interfaces.LOOK_INTERVAL_TOLD_S
+        for flock in range(1, 3):
+            for _ in range(200):
+                try:
+                    system.send(os.urandom(100), socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+            async with asyncio.timeout(10):
+                await seen.wait()
+            seen.clear()
+            assert len(looks) == flock
+        watch.stop()
+
+    asyncio.run(main())
+    system.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="not on this platform: no netlink")
+def test_linux_tells_of_changes() -> None:
+    told = net_interfaces._open_netlink()
+    assert told is not None
+    with pytest.raises(BlockingIOError):
+        told.recv(100)
+    told.close()

@@ -299,7 +299,9 @@ def test_large_messages_right_after_the_link_is_up() -> None:
     """They may arrive in one piece with the frame that ends the handshake."""
 
     async def main() -> None:
-        payload = b"\x92\x63" + b"\xc6" + (900_000).to_bytes(4, "big") + bytes(900_000)  # a kind of a later version
+        payload = (
+            b"\x92\xcd\x75\x30" + b"\xc6" + (900_000).to_bytes(4, "big") + bytes(900_000)
+        )  # a kind of a later version
         async with sides(tls_identities(2)) as (one, two):
 
             def greet(link: Link) -> None:
@@ -364,7 +366,7 @@ def test_a_websocket_carries_the_same_link() -> None:
             assert all(fetch.result() == content for fetch in fetches)
             grants = [message for _, message in two.events.messages if isinstance(message, Grant)]
             assert grants == [Grant(slots) for slots in range(500)]
-            link.send_encoded(b"\x92\x63" + b"\xc6" + (900_000).to_bytes(4, "big") + bytes(900_000))
+            link.send_encoded(b"\x92\xcd\x75\x30" + b"\xc6" + (900_000).to_bytes(4, "big") + bytes(900_000))
             link.send(Grant(7))
             await link.close("leaving")
             assert two.events.messages[-1][1] == Grant(7)

@@ -1,0 +1,169 @@
+"""Dial-back: a peer asks another one, of another network, whether it can be dialled; the other tries and says what it found.
+
+What is tried is little: two addresses, three seconds, once in ten seconds for each asker, and only where the asker itself is seen, or
+public addresses with ports of ordinary programs. So nobody can have this peer knock at doors of its own network, or scan others'. A try is a handshake that proves
+the asker's id, and hangs up with a word, so that no link comes of it. Refuses to know: what is made of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from p2pcompute.model import limits
+from p2pcompute.model.errors import LinkClosedError, P2PComputeError
+from p2pcompute.model.ids import PeerId
+from p2pcompute.model.peer import Address
+from p2pcompute.model.seams import Clock
+from p2pcompute.net.link import Link
+from p2pcompute.net.relay_door import RelayDoor
+from p2pcompute.wire.reaching import REACHING_PROTOCOL, DialBack, DialedBack
+
+#: Below it are the ports of a machine's own services, at which nobody's peer listens without asking for it.
+_PORT_MIN = 1_024
+#: Peers whose turns are remembered; beyond it the longest ago is forgotten, whose turn it is again anyway in most cases.
+_TURNS_MAX = 4_096
+
+
+def may_try(address: Address, seen_host: str) -> bool:
+    """Whether `address` may be dialled for a peer that is seen at `seen_host`: it is there, or the address is public."""
+    try:
+        host = ipaddress.ip_address(address.host.partition("%")[0])
+    except ValueError:
+        return False
+    if address.port == 0:
+        return False
+    try:
+        if host == ipaddress.ip_address(seen_host.partition("%")[0]):
+            return True
+    except ValueError:
+        pass  # seen through a relay: nowhere
+    return host.is_global and not host.is_multicast and address.port >= _PORT_MIN
+
+
+class Turns:
+    """Says whether it is a peer's turn again. Pure: takes `now`."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        #: When each peer last had its turn, longest ago first; bounded.
+        self._last: OrderedDict[PeerId, float] = OrderedDict()
+
+    def take(self, peer: PeerId, now: float) -> bool:
+        """Whether `peer` has its turn at `now`; if so it is counted."""
+        last = self._last.get(peer)
+        if last is not None and now - last < self._pause_s:
+            return False
+        self._last[peer] = now
+        self._last.move_to_end(peer)
+        while len(self._last) > _TURNS_MAX:
+            self._last.popitem(last=False)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class DialBackResult:
+    """What another peer found: where it reached this one, where it sees this one's link come from, and why it did not try more."""
+
+    reached: tuple[Address, ...]
+    seen: Address | None
+    refused: str
+
+
+class DialBacks:
+    """Asks for dial-backs, and makes them for others."""
+
+    def __init__(self, door: RelayDoor, clock: Clock, *, interval_s: float = limits.DIAL_BACK_INTERVAL_S) -> None:
+        self._door = door
+        self._clock = clock
+        #: Whose turn it is.
+        self._turns = Turns(interval_s)
+        #: Tries for others that run now.
+        self._running = 0
+        #: What is asked and not answered: link and number.
+        self._asked: dict[tuple[Link, int], asyncio.Future[DialedBack]] = {}
+        self._next = 1
+
+    async def ask(self, link: Link, addresses: Sequence[Address]) -> DialBackResult:
+        """Have the other side of `link` dial this peer at `addresses` (the first two count). Raises LinkClosedError."""
+        if link.version < REACHING_PROTOCOL:
+            raise LinkClosedError(f"{link.named()} speaks an older protocol that knows no dial-back: ask another peer")
+        wanted = tuple(addresses[: limits.DIAL_BACK_ADDRESSES_MAX])
+        key = (link, self._next)
+        self._next += 1
+        future = self._asked[key] = asyncio.get_running_loop().create_future()
+        try:
+            link.send(DialBack(key[1], wanted))
+            async with asyncio.timeout(2 * limits.DIAL_BACK_TIMEOUT_S):
+                answer = await future
+        except TimeoutError as error:
+            raise LinkClosedError(
+                f"{link.named()} does not say whether it could dial this peer: ask another one"
+            ) from error
+        finally:
+            self._asked.pop(key, None)
+            if not future.done():
+                future.cancel()
+        return DialBackResult(
+            tuple(address for address in wanted if address in answer.reached), answer.seen, answer.refused
+        )
+
+    def answered(self, link: Link, message: DialedBack) -> None:
+        """The other side has tried."""
+        future = self._asked.get((link, message.nonce))
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def link_gone(self, link: Link, error: P2PComputeError) -> None:
+        """Nothing more is heard on `link`."""
+        for (asked, _), future in self._asked.items():
+            if asked is link and not future.done():
+                future.set_exception(error)
+
+    def asked(self, link: Link, message: DialBack) -> None:
+        """A linked peer wants to be dialled."""
+        refused = ""
+        if self._running >= limits.DIAL_BACKS_AT_ONCE_MAX:
+            refused = "this peer dials for others already: ask again, or another peer"
+        elif not self._turns.take(link.peer, self._clock.monotonic()):
+            refused = f"once in {limits.DIAL_BACK_INTERVAL_S:.0f} s is enough: ask again later, or another peer"
+        if refused:
+            link.send(DialedBack(message.nonce, (), _seen(link), refused))
+            return
+        self._running += 1
+        self._door.spawn("dial back", self._try(link, message))
+
+    async def _try(self, link: Link, message: DialBack) -> None:
+        try:
+            seen = _seen(link)
+            allowed = [each for each in message.addresses if may_try(each, seen.host if seen is not None else "")]
+            refused = (
+                ""
+                if len(allowed) == len(message.addresses)
+                else "only public addresses, and where you are seen, are dialled"
+            )
+            reached: dict[Address, None] = {}
+            async with asyncio.TaskGroup() as group:
+                for address in allowed:
+                    group.create_task(self._probe(address, link.peer, reached))
+            if not link.closed:
+                found = tuple(address for address in allowed if address in reached)
+                link.send(DialedBack(message.nonce, found, seen, refused))
+        finally:
+            self._running -= 1
+
+    async def _probe(self, address: Address, peer: PeerId, reached: dict[Address, None]) -> None:
+        try:
+            async with asyncio.timeout(limits.DIAL_BACK_TIMEOUT_S):
+                await self._door.probe(address, peer)
+        except (P2PComputeError, TimeoutError):
+            return  # that it was not reached is the answer
+        reached[address] = None
+
+
+def _seen(link: Link) -> Address | None:
+    """Where the other side of `link` is."""
+    return link.remote if not link.relayed and link.remote.is_numeric else None
