@@ -24,10 +24,10 @@ from typing import Any
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import PortTakenError
-from p2pcompute.model.ids import NetworkId, PeerId
+from p2pcompute.model.ids import NetworkId, PeerId, peer_id_of
 from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Clock
-from p2pcompute.net.interfaces import Interface, InterfaceReader, read_interfaces
+from p2pcompute.net.interfaces import Interface, InterfaceReader, InterfaceWatch, read_interfaces
 from p2pcompute.wire.beacon import INSTANCE_BYTES, Beacon, network_tag, sign_beacon, view_hash
 from p2pcompute.wire.record import Signer
 
@@ -37,8 +37,6 @@ GROUP_IPV4 = "239.255.98.77"
 GROUP_IPV6 = "ff12::7032:7062"
 LOOPBACK_BROADCAST = "127.255.255.255"
 LIMITED_BROADCAST = "255.255.255.255"
-#: Interfaces are read again so often; what is new gets a call at once.
-REFRESH_INTERVAL_S = 30.0
 #: Pairs of equal ports that are tried for the sending sockets.
 _PAIR_TRIES = 16
 
@@ -46,8 +44,9 @@ _PAIR_TRIES = 16
 class BeaconShell:
     """See the module. `heard(data, source)` is called for every datagram of plausible size.
 
-    `known_peers`: whom this peer knows, for the view hash; `changed`: called when the interfaces changed, without it the shell
-    itself calls once; `interfaces`: reads them, tests give loopback alone.
+    `known_peers`: whom this peer knows, with or without itself, for the view hash; `changed`: called when the interfaces changed,
+    without it the shell itself calls once; `interfaces`: reads them, tests give loopback alone; `watch`: makes what says when to
+    read them again.
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class BeaconShell:
         known_peers: Callable[[], Iterable[PeerId]] = tuple,
         changed: Callable[[], None] | None = None,
         interfaces: InterfaceReader = read_interfaces,
+        watch: Callable[[Callable[[], None]], InterfaceWatch] = InterfaceWatch,
         instance: bytes | None = None,
     ) -> None:
         #: Signs each beacon.
@@ -94,8 +94,10 @@ class BeaconShell:
         self._transports: dict[tuple[str, int], asyncio.DatagramTransport] = {}
         #: (family, interface number) whose group the receiving sockets are in.
         self._joined: set[tuple[int, int]] = set()
-        #: The next look at the interfaces.
-        self._timer: asyncio.TimerHandle | None = None
+        #: Makes `_watch`.
+        self._make_watch = watch
+        #: Says when to look at the interfaces; None only before `start` and after `stop`.
+        self._watch: InterfaceWatch | None = None
         #: Sends that the system refused, for `doctor`.
         self.refused_sends = 0
 
@@ -109,6 +111,11 @@ class BeaconShell:
         """The interfaces as last read."""
         return self._interfaces
 
+    @property
+    def view_hash(self) -> bytes:
+        """The hash that the next beacon carries: of whom this peer knows, and of itself, so that equal views have equal ones."""
+        return view_hash(dict.fromkeys((*self._known_peers(), peer_id_of(self._key.public_key))))
+
     async def start(self) -> None:
         """Open the sockets and begin to listen. Raises PortTakenError where the beacon port cannot be shared."""
         try:
@@ -121,13 +128,16 @@ class BeaconShell:
         except BaseException:
             await self.stop()
             raise
+        # Watching before the first look: nothing that changes between the two is missed.
+        self._watch = self._make_watch(self._refresh)
+        self._watch.start()
         self._refresh(first=True)
 
     async def stop(self) -> None:
         """Close the sockets; a second call does nothing."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         for transport in self._transports.values():
             transport.abort()
         for opened in self._sockets.values():
@@ -179,7 +189,7 @@ class BeaconShell:
             time_ms=self._time_ms,
             peer_port=self._peer_port,
             answer_port=self.answer_port,
-            view_hash=view_hash(self._known_peers()),
+            view_hash=self.view_hash,
             is_answer=is_answer,
         )
         return sign_beacon(beacon, self._key)
@@ -231,7 +241,6 @@ class BeaconShell:
             sender.close()
 
     def _refresh(self, *, first: bool = False) -> None:
-        self._timer = asyncio.get_running_loop().call_later(REFRESH_INTERVAL_S, self._refresh)
         found = self._read_interfaces()
         is_new = found != self._interfaces
         self._interfaces = found
