@@ -12,7 +12,7 @@ import pytest
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, ResourceError
 from p2pcompute.model.ids import PeerId
-from p2pcompute.model.peer import Address
+from p2pcompute.model.peer import Address, Reach, Relay
 from p2pcompute.storage import peer_database
 from p2pcompute.storage.peer_database import PeerDatabase, RememberedPeer
 
@@ -104,7 +104,7 @@ def test_an_entry_that_makes_no_sense_is_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "peer.db"
     PeerDatabase.open(path).close()
     raw = sqlite3.connect(path)
-    raw.execute("INSERT INTO peers VALUES (?, ?, ?)", (b"short", b"\xc1", 1.0))
+    raw.execute("INSERT INTO peers (peer, addresses, last_seen_s) VALUES (?, ?, ?)", (b"short", b"\xc1", 1.0))
     raw.commit()
     raw.close()
     database = PeerDatabase.open(path)
@@ -138,7 +138,7 @@ def test_older_files_migrate_step_by_step_and_keep_their_content(
     assert new.get("port") == b"9876"
     new.close()
     raw = sqlite3.connect(path)
-    assert raw.execute("PRAGMA user_version").fetchone() == (2,)
+    assert raw.execute("PRAGMA user_version").fetchone() == (len(peer_database.MIGRATIONS),)
     raw.close()
 
 
@@ -160,3 +160,106 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
 def test_a_path_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot open"):
         PeerDatabase.open(tmp_path / "missing" / "peer.db")
+
+
+# --- what is remembered of a peer -------------------------------------------------------------------------------------
+
+ANNA = PeerId(b"a" * 32)
+
+
+def test_how_long_and_how_often_a_peer_was_seen(database: PeerDatabase) -> None:
+    for moment in (100.0, 130.0, 160.0, 20.0):
+        database.remember([peer(1, moment)])
+    (found,) = database.remembered()
+    assert (found.first_seen_s, found.last_seen_s, found.times_seen) == (100.0, 160.0, 3)
+
+
+def test_relays_and_reach_are_those_of_the_last_sighting(database: PeerDatabase) -> None:
+    relays = (Relay(ANNA, Address("203.0.113.7", 9876)), Relay(ANNA, Address("fd00::7", 9877)))
+    database.remember([RememberedPeer(ANNA, (), 1.0, relays, Reach.PRIVATE)])
+    (found,) = database.remembered()
+    assert found.relays == relays
+    assert found.reach is Reach.PRIVATE
+    database.remember([RememberedPeer(ANNA, (Address("10.0.0.1", 1),), 2.0)])
+    (found,) = database.remembered()
+    assert (found.relays, found.reach) == ((), Reach.UNKNOWN)
+
+
+def test_a_reach_of_a_later_release_is_unknown(tmp_path: Path, database: PeerDatabase) -> None:
+    database.remember([peer(1, 1.0)])
+    raw = sqlite3.connect(tmp_path / "peer.db")
+    raw.execute("UPDATE peers SET reach = 'by pigeon'")
+    raw.commit()
+    raw.close()
+    assert database.remembered()[0].reach is Reach.UNKNOWN
+
+
+def test_anchors_are_exactly_those_that_were_chosen_last(database: PeerDatabase) -> None:
+    database.remember(peer(number, float(number)) for number in range(1, 6))
+    ids = [peer(number, 0).peer for number in range(6)]
+    database.choose_anchors([ids[1], ids[2], ids[0]])
+    database.choose_anchors([ids[2], ids[3]])
+    database.remember([peer(2, 50.0)])
+    assert [found.peer for found in database.remembered() if found.is_anchor] == [ids[2], ids[3]]
+
+
+def test_anchors_are_not_forgotten_for_others(database: PeerDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PEERS_MAX", 3)
+    database.remember([peer(1, 1.0)])
+    database.choose_anchors([peer(1, 0).peer])
+    database.remember(peer(number, float(number)) for number in range(2, 9))
+    assert [found.last_seen_s for found in database.remembered()] == [8.0, 7.0, 1.0]
+
+
+def test_contacts_of_the_dht_are_kept_for_the_next_run(tmp_path: Path, database: PeerDatabase) -> None:
+    assert database.dht_anchors() == ()
+    contacts = ((ANNA, Address("203.0.113.7", 9876)), (PeerId(b"b" * 32), Address("fd00::7", 9877)))
+    database.put_dht_anchors(contacts)
+    database.close()
+    again = PeerDatabase.open(tmp_path / "peer.db")
+    assert again.dht_anchors() == contacts
+    again.put_dht_anchors(())
+    assert again.dht_anchors() == ()
+    again.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x91\x01", b"\x91\x93\xc4\x01a\xa1h\x01"])
+def test_contacts_that_make_no_sense_are_a_damaged_file(database: PeerDatabase, content: bytes) -> None:
+    database.put("dht anchors", content)
+    with pytest.raises(CorruptFileError, match="contacts of the DHT"):
+        database.dht_anchors()
+
+
+#: What release 0.1.0 wrote when it made a file: its statements, letter by letter.
+VERSION_1 = """
+CREATE TABLE peers (peer BLOB PRIMARY KEY, addresses BLOB NOT NULL, last_seen_s REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX peers_by_last_seen ON peers (last_seen_s);
+CREATE TABLE "values" (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_file_of_version_1_migrates_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """tests/upgrade does the same with a file that the old release itself has written."""
+    path = tmp_path / "peer.db"
+    raw = sqlite3.connect(path)
+    raw.execute("PRAGMA journal_mode = WAL")
+    raw.executescript(VERSION_1)
+    rows = [(number.to_bytes(32, "big"), b"\x91\x92\xa810.0.0.1\xcd\x26\x94", 10.0 * number) for number in (1, 2)]
+    raw.executemany("INSERT INTO peers VALUES (?, ?, ?)", rows)
+    raw.execute('INSERT INTO "values" VALUES (?, ?)', ("incarnation", (5_000).to_bytes(8, "big")))
+    raw.commit()
+    raw.close()
+    database = PeerDatabase.open(path)
+    assert database.remembered() == [peer(2, 20.0), peer(1, 10.0)]
+    assert [(found.first_seen_s, found.times_seen, found.is_anchor) for found in database.remembered()] == [
+        (20.0, 1, False),
+        (10.0, 1, False),
+    ]
+    assert database.incarnation_next(0) == 5_001
+    database.remember([peer(1, 30.0)])
+    database.choose_anchors([peer(1, 0).peer])
+    database.close()
+    again = PeerDatabase.open(path)
+    assert (again.remembered()[0].times_seen, again.remembered()[0].is_anchor) == (2, True)
+    again.close()
