@@ -29,6 +29,7 @@ CONFIG_FILE = "config.toml"
 BOOTSTRAP_FILE = "bootstrap.txt"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("console", "json")
+TIMINGS = ("auto", "lan", "wan", "test")
 LABELS_MAX = 32
 NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -62,6 +63,11 @@ class PeerConfig:
     lan: bool = True
     #: UDP port of those announcements; peers find each other only when they use the same.
     beacon_port: int = limits.BEACON_PORT
+    #: How fast gossip runs and how patient it is: "auto" (a local network's pace, more time for peers that are far away),
+    #: "lan", "wan", or "test" (ten times as fast).
+    timing: str = "auto"
+    #: Whether a router may be asked to forward a port to this peer, where others cannot dial it.
+    map_ports: bool = True
     #: Free texts that this peer's record carries, for choosing among peers.
     labels: tuple[str, ...] = ()
     #: Number of the instance folder to use, from 1; None: the first one that no running peer uses.
@@ -275,6 +281,8 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "bootstrap": _addresses,
     "lan": _truth,
     "beacon_port": _whole(1, 65_535),
+    "timing": _one_of(TIMINGS),
+    "map_ports": _truth,
     "labels": _labels,
     "instance": _whole(1, 9_999),
     "log_level": _one_of(LOG_LEVELS),

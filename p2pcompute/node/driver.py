@@ -30,11 +30,16 @@ class Machine(Protocol[Event_contra, Effect_co]):
         """When a Tick is due, in the seconds of `now`; None: nothing is waited for."""
 
 
+#: Called with a machine, the event that it was fed and the effects that it answered.
+Observe = Callable[[object, object, Sequence[object]], None]
+
+
 class Pump(Generic[Event, Effect]):
     """Feeds one machine and performs what it says.
 
     `handlers`: effect class to function; an effect without one is a programming error. `tick`: the Tick event. `drained`
-    is called each time all queued events have been handled.
+    is called each time all queued events have been handled. `observe`: is shown the machine, each event and what it
+    answered: the laboratory checks invariants and writes its trace there.
     """
 
     def __init__(
@@ -44,12 +49,14 @@ class Pump(Generic[Event, Effect]):
         tick: Event,
         clock: Clock,
         drained: Callable[[], None] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._machine = machine
         self._handlers = handlers
         self._tick = tick
         self._clock = clock
         self._drained = drained
+        self._observe = observe
         #: Events that wait for the machine, oldest first.
         self._events: deque[Event] = deque()
         #: Whether `feed` is on the stack.
@@ -68,7 +75,11 @@ class Pump(Generic[Event, Effect]):
         self._busy = True
         try:
             while self._events:
-                for effect in self._machine.handle(self._events.popleft(), self._clock.monotonic()):
+                event = self._events.popleft()
+                effects = self._machine.handle(event, self._clock.monotonic())
+                if self._observe is not None:
+                    self._observe(self._machine, event, effects)
+                for effect in effects:
                     self._handlers[type(effect)](effect)
         finally:
             self._busy = False

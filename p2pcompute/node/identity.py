@@ -6,7 +6,7 @@ Rebuilt when the membership is renewed or the owner revokes: links ask anew for 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from p2pcompute.model.errors import P2PComputeError
 from p2pcompute.model.ids import PeerId
@@ -69,7 +69,16 @@ class NodeIdentity:
 
     def admit(self, leaf_der: bytes, hello: Hello, expected: PeerId | None) -> Admitted:
         """Whom the certificate and the Hello prove the other side to be. Raises AdmissionError."""
-        return self.trust.admit(leaf_der, hello.invitations, self._clock.wall(), expected=expected)
+        return self.judge(leaf_der, hello.invitations, expected)
+
+    def judge(self, leaf_der: bytes, chain: Sequence[bytes], expected: PeerId | None) -> Admitted:
+        """Whom a leaf under the invitations `chain` proves somebody to be. Raises AdmissionError."""
+        return self.trust.admit(leaf_der, chain, self._clock.wall(), expected=expected)
+
+    @property
+    def for_datagrams(self) -> DatagramSide:
+        """The same peer, as sealed datagrams want it."""
+        return DatagramSide(self)
 
     def tls_error(self, error: Exception, dialled: bool) -> P2PComputeError:
         """The error of our tree that a failed handshake means."""
@@ -80,3 +89,29 @@ class NodeIdentity:
         self.membership = membership
         self._server = None
         self._client = None
+
+
+class DatagramSide:
+    """A `NodeIdentity` as `net/udp.py` wants it: there is no Hello in a datagram."""
+
+    def __init__(self, identity: NodeIdentity) -> None:
+        self._identity = identity
+
+    @property
+    def peer(self) -> PeerId:
+        """Who this is."""
+        return self._identity.peer
+
+    @property
+    def key(self) -> PeerKey:
+        """Signs handshakes."""
+        return self._identity.key
+
+    @property
+    def membership(self) -> Membership:
+        """What is shown; renewed now and then."""
+        return self._identity.membership
+
+    def admit(self, leaf_der: bytes, chain: Sequence[bytes], expected: PeerId | None) -> Admitted:
+        """Whom these certificates prove the other side to be. Raises AdmissionError."""
+        return self._identity.judge(leaf_der, chain, expected)

@@ -142,6 +142,10 @@ class Lender:
         waiting = sum(len(job.arguments) for job in self._jobs.values())
         return waiting / self.slots if self.slots else 0.0
 
+    def works_for(self, peer: PeerId) -> bool:
+        """Whether a job of `peer` is open here."""
+        return any(origin == peer for origin, _ in self._jobs)
+
     def drain(self) -> None:
         """Give back what has not begun, and take nothing more: this peer is about to leave."""
         self._pump.feed(lend.Draining())

@@ -192,6 +192,10 @@ class Origin:
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
+    def uses(self, peer: PeerId) -> bool:
+        """Whether work may be at `peer`."""
+        return peer in self._channels and any(known.end is None for known in self.jobs.values())
+
     def peer_usable(self, channel: Channel, rank: float) -> None:
         """`channel` leads to a peer that may compute for us; `rank`: higher is tried first."""
         self._channels[channel.peer] = channel

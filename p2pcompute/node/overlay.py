@@ -1,27 +1,31 @@
-"""The overlay of one peer: links, discovery, joining and membership, wired together.
+"""Links and membership of one peer, wired together.
 
 Beacons, records and flags hint at addresses; the joining machine decides what to dial; the hub proves who answers; the
-peer book keeps what they say. Others are told through `OverlayEvents`. Refuses to know what a job is.
+peer book keeps what they say, and hears who lives by gossip (`gossiping.py`). The parts beside it (`reaching.py`, `healing.py`) listen;
+the rest of the peer is told through `OverlayEvents`. Refuses to know what a job is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.membership import beacons, book, joining
+from p2pcompute.membership.locality import parse_networks
 from p2pcompute.model import limits
-from p2pcompute.model.errors import AdmissionError, AdmissionReason, P2PComputeError
+from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, P2PComputeError
 from p2pcompute.model.ids import PeerId, short_peer_id
-from p2pcompute.model.peer import Address, PeerView
-from p2pcompute.model.seams import Clock, Rng
+from p2pcompute.model.peer import Address, PeerRecord, PeerView, Relay
+from p2pcompute.model.seams import Clock
 from p2pcompute.net.beacon import BeaconShell
 from p2pcompute.net.link import Link
 from p2pcompute.net.links import LinkHub
-from p2pcompute.node.driver import Pump
+from p2pcompute.node.driver import Observe, Pump
+from p2pcompute.node.gossiping import Gossiping
 from p2pcompute.node.own_record import OwnRecord
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.wire.messages import (
@@ -35,8 +39,12 @@ from p2pcompute.wire.messages import (
 
 #: Refusals after which the same address is worth another try only rarely.
 _PERMANENT = frozenset(AdmissionReason) - {AdmissionReason.NOT_YET_VALID}
-#: Bytes of the first throughput measurement of a link: long enough to leave slow start on a LAN.
+#: Bytes of the throughput measurement of a link: long enough to leave slow start on a LAN.
 BANDWIDTH_PROBE_BYTES = 1 << 20
+#: Links are measured one at a time, so many seconds apart.
+MEASURE_INTERVAL_S = 1.0
+#: Up to so many links all of them are measured, beyond only those that the own record lists.
+MEASURED_ALL = 12
 
 
 class OverlayEvents(Protocol):
@@ -55,7 +63,23 @@ class OverlayEvents(Protocol):
         """News from the owner of the network."""
 
     def network_event(self, kind: str, peer: PeerId, text: str) -> None:
-        """ "peer_appeared", "peer_died", "peer_left" or "view_changed"."""
+        """ "peer_appeared", "peer_suspected", "peer_died", "peer_left" or "view_changed"."""
+
+
+class Listener(Protocol):
+    """A part of the overlay that follows links and records."""
+
+    def linked(self, link: Link) -> None:
+        """A link is up, or a better one in place of another."""
+
+    def unlinked(self, peer: PeerId) -> None:
+        """The link to `peer` is gone, and no other to it is left."""
+
+    def learned(self, record: PeerRecord) -> None:
+        """A newer record of a peer that lives."""
+
+    def forgotten(self, peer: PeerId) -> None:
+        """`peer` died, left or was revoked."""
 
 
 @dataclass(slots=True)
@@ -67,6 +91,10 @@ class Trouble:
     count: int = 1
 
 
+async def _no_relays(peer: PeerId, relay: Relay) -> object:
+    raise LinkClosedError(f"{short_peer_id(peer)} can be reached through a relay only, and this peer uses none")
+
+
 class Overlay:
     """Links and membership of one peer; implements `net.link.LinkEvents`."""
 
@@ -76,20 +104,29 @@ class Overlay:
         peer_book: book.PeerBook,
         joiner: joining.JoiningMachine,
         clock: Clock,
-        rng: Rng,
         supervisor: Supervisor,
         events: OverlayEvents,
         log: FilteringBoundLogger,
-        now_wall: Callable[[], float],
+        observe: Observe | None = None,
     ) -> None:
         self._own = own
         self._clock = clock
-        self._rng = rng
         self._supervisor = supervisor
         self._events = events
         self._log = log
-        self._wall = now_wall
+        self._wall = clock.wall
+        self._observe = observe
         self._peer_book = peer_book
+        #: Who else follows links and records.
+        self._listeners: tuple[Listener, ...] = ()
+        #: Carries gossip.
+        self.gossiping = Gossiping(
+            lambda event: self.book.feed(event), peer_book.record, self.open_link, self._wall, self.trouble
+        )
+        #: How a peer that nobody can dial is reached through a relay; `reaching.py` sets it.
+        self.dial_through: Callable[[PeerId, Relay], Awaitable[object]] = _no_relays
+        #: Of the view as beacons tell it; set with the beacon.
+        self._view_hash: Callable[[], bytes] = bytes
         #: Set by `attach`.
         self._hub: LinkHub | None = None
         self._beacon: Pump[beacons.Event, beacons.Effect] | None = None
@@ -99,21 +136,24 @@ class Overlay:
             peer_book,
             {
                 book.SendRecords: self._send_records,
+                book.SendGossip: self.gossiping.send,
+                book.PeerSuspected: self._suspected,
                 book.AskSuspect: self._ask_suspect,
                 book.AnswerSuspect: self._answer_suspect,
                 book.ViewChanged: lambda _: self._events.network_event("view_changed", self._own.record.peer, ""),
                 book.PeerAppeared: lambda e: self._events.network_event("peer_appeared", e.peer, ""),
-                book.PeerDied: lambda e: self._events.network_event("peer_died", e.peer, e.reason),
-                book.PeerLeft: lambda e: self._events.network_event("peer_left", e.peer, ""),
+                book.PeerDied: lambda e: self._gone("peer_died", e.peer, e.reason),
+                book.PeerLeft: lambda e: self._gone("peer_left", e.peer, ""),
                 book.RaiseIncarnation: self._raise_incarnation,
                 book.Learned: self._learned,
                 book.Misbehaved: lambda e: self.trouble(short_peer_id(e.peer), e.reason),
             },
             book.Tick(),
             clock,
+            observe=observe,
         )
         self.joining: Pump[joining.Event, joining.Effect] = Pump(
-            joiner, {joining.Dial: self._dial}, joining.Tick(), clock
+            joiner, {joining.Dial: self._dial, joining.DialVia: self._dial_via}, joining.Tick(), clock, observe=observe
         )
 
     @property
@@ -127,27 +167,44 @@ class Overlay:
         """The network as this peer sees it now."""
         return self._peer_book.view
 
-    def attach(self, hub: LinkHub) -> None:
-        """Use `hub`, which is about to listen."""
-        self._hub = hub
+    def attach(self, hub: LinkHub, listeners: tuple[Listener, ...] = ()) -> None:
+        """Use `hub`, which is about to listen, and tell `listeners`."""
+        self._hub, self._listeners = hub, listeners
+
+    def open_link(self, peer: PeerId) -> Link | None:
+        """The open link to `peer`."""
+        return self._hub.link(peer) if self._hub is not None else None
+
+    def record(self, peer: PeerId) -> PeerRecord | None:
+        """The newest record of another peer."""
+        return self._peer_book.record(peer)
 
     def start(self, candidates: tuple[tuple[Address, joining.Source], ...]) -> None:
         """Begin to join; never ends. `candidates`: (address, source) known at the start."""
         self._supervisor.service("heartbeats", self.hub.run)
+        self._supervisor.service("throughput", self._keep_measuring)
         for address, source in candidates:
             self.joining.feed(joining.CandidateHeard(address, source))
 
-    def start_beacon(self, machine: beacons.BeaconMachine, shell: BeaconShell) -> None:
+    def start_beacon(
+        self,
+        machine: beacons.BeaconMachine,
+        shell: BeaconShell,
+        views_differ: Callable[[beacons.ViewsDiffer], None],
+    ) -> None:
         """Begin to tell the LAN, and to listen."""
+        self._view_hash = lambda: shell.view_hash
         self._beacon = Pump(
             machine,
             {
                 beacons.Broadcast: lambda _: shell.broadcast(),
                 beacons.Answer: lambda e: shell.answer(e.to),
                 beacons.PeerHinted: self._hinted,
+                beacons.ViewsDiffer: views_differ,
             },
             beacons.Tick(),
             self._clock,
+            observe=self._observe,
         )
         self._beacon.feed(beacons.Start())
 
@@ -169,15 +226,21 @@ class Overlay:
     def own_networks(self, networks: tuple[str, ...]) -> None:
         """This machine's own networks, "address/prefix": what is near is dialled first."""
         self.joining.feed(joining.NetworksChanged(networks))
+        self.gossiping.networks = parse_networks(networks)
 
     def beacon_heard(self, data: bytes, source: Address) -> None:
         """The shell's way in."""
         if self._beacon is not None:
-            self._beacon.feed(beacons.BeaconHeard(data, source, self._wall()))
+            self._beacon.feed(beacons.BeaconHeard(data, source, self._wall(), self._view_hash()))
 
     def own_changed(self) -> None:
         """Tell everybody the new own record."""
         self.book.feed(book.OwnChanged(self._own.signed))
+
+    def own_load_changed(self) -> None:
+        """Tell everybody how busy this peer is."""
+        if self._own.load_wire is not None:
+            self.book.feed(book.OwnLoadChanged(self._own.load_wire))
 
     def stop(self) -> None:
         """Take nothing more in; the hub is stopped by the peer."""
@@ -192,9 +255,11 @@ class Overlay:
         """Called by the hub."""
         self.troubles.pop(short_peer_id(link.peer), None)
         self.book.feed(book.LinkOpened(link.peer, link.hello.record, link.rtt_s, link.admission.invitation))
-        self.joining.feed(joining.LinkUp(link.peer, link.remote if link.dialled else None))
+        dialled_at = link.remote if link.dialled and not link.relayed else None
+        self.joining.feed(joining.LinkUp(link.peer, dialled_at, link.relayed))
         self._log.info("linked", peer=short_peer_id(link.peer), address=str(link.remote), path=link.path)
-        self._supervisor.task(f"measure {short_peer_id(link.peer)}", self._measure(link))
+        for listener in self._listeners:
+            listener.linked(link)
         self._events.linked(link)
 
     def message(self, link: Link, message: Message) -> None:
@@ -212,7 +277,8 @@ class Overlay:
             case Revocations() | Renewals():
                 self._events.trust_message(link, message)
             case _:
-                self._events.job_message(link, message)
+                if not self.gossiping.heard_on_link(link.peer, message):
+                    self._events.job_message(link, message)
 
     def link_down(self, link: Link, error: P2PComputeError | None) -> None:
         """Called by the hub."""
@@ -225,6 +291,8 @@ class Overlay:
         self._log.info("link lost", peer=short_peer_id(link.peer), cause=reason)
         self.book.feed(book.LinkLost(link.peer, error is None, reason))
         self.joining.feed(joining.LinkDown(link.peer))
+        for listener in self._listeners:
+            listener.unlinked(link.peer)
         self._events.unlinked(link, error)
 
     def refused(self, address: Address, error: P2PComputeError) -> None:
@@ -267,9 +335,23 @@ class Overlay:
         self._own.raise_incarnation(effect.at_least)
         self.own_changed()
 
+    def _suspected(self, effect: book.PeerSuspected) -> None:
+        accuser = "this peer" if effect.by == self._own.record.peer else short_peer_id(effect.by)
+        self._events.network_event("peer_suspected", effect.peer, f"it does not answer {accuser}")
+
+    def _gone(self, kind: str, peer: PeerId, reason: str) -> None:
+        for listener in self._listeners:
+            listener.forgotten(peer)
+        self._events.network_event(kind, peer, reason)
+
     def _learned(self, effect: book.Learned) -> None:
-        for address in effect.addresses:
-            self.joining.feed(joining.CandidateHeard(address, "record", effect.peer))
+        record = self._peer_book.record(effect.peer)
+        if record is None:
+            return
+        row = joining.RecordAddresses(effect.peer, effect.addresses, record.relays)
+        self.joining.feed(joining.CandidatesHeard((row,)))
+        for listener in self._listeners:
+            listener.learned(record)
 
     def _hinted(self, effect: beacons.PeerHinted) -> None:
         for address in effect.addresses:
@@ -291,6 +373,38 @@ class Overlay:
             kind = type(error).__name__
             self._log.debug("could not dial", address=str(effect.address), cause=str(error))
         self.joining.feed(joining.DialEnded(effect.address, effect.expected, kind, permanent))
+
+    def _dial_via(self, effect: joining.DialVia) -> None:
+        self._supervisor.task(f"dial {short_peer_id(effect.peer)} through a relay", self._dialled_via(effect))
+
+    async def _dialled_via(self, effect: joining.DialVia) -> None:
+        kind: str | None = None
+        try:
+            await self.dial_through(effect.peer, effect.relay)
+        except P2PComputeError as error:
+            kind = type(error).__name__
+            self.trouble(short_peer_id(effect.peer), str(error))
+        self.joining.feed(joining.DialEnded(effect.relay.address, effect.peer, kind, via=effect.relay.peer))
+
+    async def _keep_measuring(self) -> None:
+        # One after the other, and only what the own record has room for: what fifty links measure at a time is each other,
+        # and a megabyte for each of them would flood a home's line at every start.
+        tried: dict[PeerId, Link] = {}
+        while True:
+            links = self.hub.links
+            listed = {edge.peer for edge in self._own.edges} if len(links) > MEASURED_ALL else links.keys()
+            tried = {peer: link for peer, link in tried.items() if links.get(peer) is link}
+            # A relay's throughput is others', and would be measured in its place.
+            waiting = [
+                link
+                for peer, link in links.items()
+                if peer in listed and peer not in tried and not (link.relayed or link.closed)
+            ]
+            if waiting:
+                chosen = min(waiting, key=lambda link: (link.rtt_s is None, link.rtt_s or 0.0, link.peer))
+                tried[chosen.peer] = chosen
+                await self._measure(chosen)
+            await asyncio.sleep(MEASURE_INTERVAL_S)
 
     async def _measure(self, link: Link) -> None:
         try:

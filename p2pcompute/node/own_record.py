@@ -1,25 +1,37 @@
-"""What this peer says about itself: measured, signed, and signed again only when it changed by more than noise."""
+"""What this peer says about itself: measured, signed, and said again only where it is worth it (`membership/pacing.py`).
+
+A record should fit into one datagram: what does not goes in pieces, each of which may be lost. So figures are rounded to what
+anybody can use, and where that is not enough the least important edges stay out first, then the network figures and the
+accelerators' details of the capability, then all edges. What a peer cannot do without, it says whatever the size.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from p2pcompute.model.capability import Capability
+from p2pcompute.membership.pacing import Around, Pacer, PacingSettings, Tell
+from p2pcompute.model import limits
+from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.ids import NetworkId, PeerId
-from p2pcompute.model.peer import Address, Edge, Isolation, PeerRecord, Role
+from p2pcompute.model.peer import Address, Coordinate, Edge, Isolation, PeerRecord, Reach, Relay, Role
+from p2pcompute.wire.gossip import LoadUpdate, sign_load
 from p2pcompute.wire.record import SignedRecord, Signer, sign_record
+from p2pcompute.wire.versions import PROTOCOL
 
-#: Relative change of a load figure that is worth a new signature.
-NOISE = 0.1
 #: Seconds between two looks at this machine.
 SAMPLE_INTERVAL_S = 2.0
-#: A record is renewed at least so often, so that it never expires at others.
-RENEW_INTERVAL_S = 300.0
+#: What a record shares its datagram with: the message around it.
+RECORD_WIRE_BYTES_MAX = limits.DATAGRAM_PAYLOAD_BYTES_MAX - 60
+#: Edges that stay longer than the details of the capability: both neighbours on the ring, and the first near and far one.
+EDGES_KEPT = 4
+#: An edge in a record, at the least: id, round trip, no throughput, and the heads of all four.
+EDGE_BYTES = 45
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,8 @@ class Identity:
 class OwnRecord:
     """Keeps this peer's own signed record up to date.
 
-    `incarnation_next(at_least)` gives a persisted, ever rising number.
+    `incarnation_next(at_least)` gives a persisted, ever rising number. `tells_load`: somebody spreads load updates; without
+    it a changed load is told by a new record.
     """
 
     def __init__(
@@ -49,36 +62,75 @@ class OwnRecord:
         incarnation_next: Callable[[int], int],
         capability: Capability,
         addresses: tuple[Address, ...],
+        *,
+        tells_load: bool = False,
+        settings: PacingSettings | None = None,
     ) -> None:
+        #: The peer's key.
         self._signer = signer
+        #: Where incarnations come from.
         self._incarnation_next = incarnation_next
-        self.signed: SignedRecord = sign_record(
-            PeerRecord(
-                peer=identity.peer,
-                network=identity.network,
-                incarnation=incarnation_next(0),
-                sequence=0,
-                name=identity.name[:64],
-                addresses=addresses,
-                capability=capability,
-                slots=identity.slots,
-                load=0.0,
-                roles=identity.roles,
-                isolation=identity.isolation,
-                python=platform.python_version(),
-                platform=platform_name(),
-                version=identity.version,
-                labels=identity.labels,
-            ),
-            signer,
+        #: Whether load updates are spread.
+        self._tells_load = tells_load
+        #: Says what is worth telling.
+        self._pacer = Pacer(settings)
+        #: What is true of the record apart from what each look measures: set by the `set_` methods, told at the next look.
+        self._wanted = PeerRecord(
+            peer=identity.peer,
+            network=identity.network,
+            incarnation=incarnation_next(0),
+            sequence=0,
+            name=identity.name[:64],
+            addresses=addresses,
+            capability=rounded(capability),
+            slots=identity.slots,
+            load=0.0,
+            roles=identity.roles,
+            isolation=identity.isolation,
+            python=platform.python_version(),
+            platform=platform_name(),
+            version=identity.version,
+            labels=identity.labels,
+            protocol=PROTOCOL,
         )
-        #: `monotonic` time of the last signature.
-        self._signed_at = 0.0
+        #: What was last told, before anything was left out for its size.
+        self._told = self._wanted
+        #: Number of the newest record or load update of this incarnation.
+        self._sequence = 0
+        #: The newest record, signed.
+        self.signed: SignedRecord = self._fitting(self._wanted)
+        #: The newest load update, signed; None where the record is newer.
+        self.load_wire: bytes | None = None
 
     @property
     def record(self) -> PeerRecord:
         """The newest record."""
         return self.signed.record
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """The edges as last told, those included that the record had no room for: what the next selection starts from."""
+        return self._told.edges
+
+    # --- what is not measured -------------------------------------------------------------------------------------------
+
+    def set_coordinate(self, coordinate: Coordinate | None) -> None:
+        """Where this peer is in the space of round trips."""
+        self._wanted = dataclasses.replace(self._wanted, coordinate=coordinate)
+
+    def set_reach(self, reach: Reach, relays: tuple[Relay, ...] = ()) -> None:
+        """How this peer can be reached, and through whom where nobody can dial it."""
+        self._wanted = dataclasses.replace(self._wanted, reach=reach, relays=relays[: limits.RELAYS_MAX])
+
+    def set_functions(self, functions: Sequence[str]) -> None:
+        """Names of functions that this peer offers to run."""
+        self._wanted = dataclasses.replace(self._wanted, functions=tuple(sorted(set(functions))))
+
+    def set_labels(self, labels: Sequence[str]) -> None:
+        """Labels by which jobs may choose this peer."""
+        self._wanted = dataclasses.replace(self._wanted, labels=tuple(dict.fromkeys(labels)))
+
+    # --- telling --------------------------------------------------------------------------------------------------------
 
     def observe(
         self,
@@ -87,36 +139,88 @@ class OwnRecord:
         addresses: tuple[Address, ...],
         edges: Sequence[Edge],
         now: float,
-    ) -> bool:
-        """Take in a new sample; True when the record was signed again because it changed by more than noise."""
-        old = self.record
-        measured = with_network(capability, edges)
-        if (
-            not differs(old.capability, measured)
-            and abs(old.load - load) < max(NOISE * max(old.load, load), 0.05)
-            and old.addresses == addresses
-            and [edge.peer for edge in old.edges] == [edge.peer for edge in edges]
-            and now - self._signed_at < RENEW_INTERVAL_S
-        ):
-            return False
-        self._sign(
-            dataclasses.replace(
-                old, capability=measured, load=load, addresses=addresses, edges=tuple(edges), sequence=old.sequence + 1
-            )
+        around: Around | None = None,
+    ) -> Tell:
+        """Take in a new sample; what is to be told: `signed` after RECORD, `load_wire` after LOAD.
+
+        `edges`: as `membership.edges.select_edges` orders them, the most important first; `around`: who hears it.
+        """
+        around = around or Around()
+        new = dataclasses.replace(
+            self._wanted,
+            incarnation=self._told.incarnation,
+            capability=rounded(with_network(capability, edges)),
+            load=round(load, 3),
+            addresses=addresses,
+            edges=tuple(_rounded_edge(edge) for edge in edges[: limits.EDGES_MAX]),
         )
-        self._signed_at = now
-        return True
+        self._wanted = new
+        tell = self._pacer.decide(self._told, new, around, len(self.signed.wire), now)
+        if tell is Tell.LOAD and not self._tells_load:
+            self._pacer.told_record(now)
+            tell = Tell.RECORD
+        if tell is Tell.RECORD:
+            self._tell_record(new)
+        elif tell is Tell.LOAD:
+            self._tell_load(new)
+        return tell
 
     def raise_incarnation(self, at_least: int) -> None:
         """Outrank a record of this peer's own that a former life, or a clock, has put ahead."""
-        self._sign(dataclasses.replace(self.record, incarnation=self._incarnation_next(at_least), sequence=0))
+        self._sequence = -1
+        self._tell_record(dataclasses.replace(self._told, incarnation=self._incarnation_next(at_least)))
 
     def leave(self) -> None:
         """Say in the record that this peer leaves on purpose."""
-        self._sign(dataclasses.replace(self.record, leaving=True, sequence=self.record.sequence + 1))
+        self._wanted = dataclasses.replace(self._wanted, leaving=True)
+        self._tell_record(dataclasses.replace(self._told, leaving=True))
 
-    def _sign(self, record: PeerRecord) -> None:
-        self.signed = sign_record(record, self._signer)
+    def _tell_record(self, record: PeerRecord) -> None:
+        self._sequence += 1
+        self._told = dataclasses.replace(record, sequence=self._sequence)
+        self.signed = self._fitting(self._told)
+        self.load_wire = None
+
+    def _tell_load(self, record: PeerRecord) -> None:
+        capability = record.capability
+        assert capability is not None, "a measured record has a capability"
+        self._sequence += 1
+        update = LoadUpdate(
+            record.peer,
+            record.incarnation,
+            self._sequence,
+            record.load,
+            capability.idle,
+            capability.memory_available_gb,
+        )
+        self.load_wire = sign_load(update, self._signer)
+
+    def _fitting(self, record: PeerRecord) -> SignedRecord:
+        """`record`, signed, without what is least important where all of it would need more than one datagram."""
+        whole = sign_record(record, self._signer)
+        if len(whole.wire) <= RECORD_WIRE_BYTES_MAX:
+            return whole
+        for lesser in _lesser(record, len(whole.wire) - RECORD_WIRE_BYTES_MAX):
+            signed = sign_record(lesser, self._signer)
+            if len(signed.wire) <= RECORD_WIRE_BYTES_MAX:
+                return signed
+        # Nothing helps: it goes in pieces in any case, so it may as well say everything.
+        return whole
+
+
+def _lesser(record: PeerRecord, excess_bytes: int) -> list[PeerRecord]:
+    """`record` with less and less in it; of edges about as many go as make up for `excess_bytes`."""
+    count = len(record.edges)
+    fewer = max(count - math.ceil(excess_bytes / EDGE_BYTES), EDGES_KEPT)
+    found = [dataclasses.replace(record, edges=record.edges[:kept]) for kept in range(fewer, EDGES_KEPT - 1, -1)]
+    few = record.edges[:EDGES_KEPT]
+    if record.capability is not None:
+        without = dataclasses.replace(record.capability, bandwidth_mbps=None, latency_ms=None, loss=None)
+        found.append(dataclasses.replace(record, edges=few, capability=without))
+        short = tuple(Gpu(gpu.name[:16], gpu.memory_gb) for gpu in without.gpus)
+        bare = dataclasses.replace(without, gpus=short)
+        found += [dataclasses.replace(record, edges=few[:kept], capability=bare) for kept in range(len(few), -1, -1)]
+    return found
 
 
 def platform_name() -> str:
@@ -134,17 +238,29 @@ def with_network(capability: Capability, edges: Sequence[Edge]) -> Capability:
     )
 
 
-def differs(old: Capability | None, new: Capability) -> bool:
-    """Whether any figure changed by more than `NOISE`."""
-    if old is None or old.cores != new.cores or len(old.gpus) != len(new.gpus):
-        return True
-    pairs = (
-        (old.frequency_mhz, new.frequency_mhz, 1.0),
-        (old.idle, new.idle, 1.0),
-        (old.memory_gb, new.memory_gb, 0.0),
-        (old.memory_available_gb, new.memory_available_gb, 0.5),
-        (old.bandwidth_mbps or 0.0, new.bandwidth_mbps or 0.0, 10.0),
-        (old.latency_ms or 0.0, new.latency_ms or 0.0, 1.0),
-        (old.loss or 0.0, new.loss or 0.0, 0.1),
+def rounded(capability: Capability) -> Capability:
+    """`capability` as precise as anybody needs it; a whole number travels in 3 bytes where a fraction takes 9."""
+    return Capability(
+        capability.cores,
+        _short(capability.frequency_mhz),
+        round(capability.idle, 2),
+        _short(capability.memory_gb, 2),
+        _short(capability.memory_available_gb, 2),
+        tuple(Gpu(gpu.name, _short(gpu.memory_gb, 1), round(gpu.utilisation, 1)) for gpu in capability.gpus),
+        None if capability.bandwidth_mbps is None else _short(capability.bandwidth_mbps),
+        None
+        if capability.latency_ms is None
+        else _short(capability.latency_ms, 0 if capability.latency_ms >= 10 else 2),
+        None if capability.loss is None else _short(capability.loss, 3),
     )
-    return any(abs(a - b) > NOISE * max(abs(a), abs(b), floor) for a, b, floor in pairs)
+
+
+def _rounded_edge(edge: Edge) -> Edge:
+    rate = edge.bandwidth_mbps
+    return Edge(edge.peer, round(edge.rtt_s, 6), None if rate is None else _short(rate, 0 if rate >= 10 else 2))
+
+
+def _short(value: float, digits: int = 0) -> float:
+    """`value` with so many digits behind the point, as an int where none is left."""
+    near = round(value, digits)
+    return int(near) if near == int(near) else near

@@ -17,19 +17,13 @@ from p2pcompute import __version__
 from p2pcompute.execution.pool import PoolSettings, WorkerPool
 from p2pcompute.execution.probes import HardwareProbe, isolation
 from p2pcompute.execution.values import Handle
-from p2pcompute.membership.beacons import BeaconMachine, BeaconOwn
-from p2pcompute.membership.book import PeerBook
-from p2pcompute.membership.joining import JoiningMachine, Source
+from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
-from p2pcompute.model.peer import Address, Edge, PeerView, Role
-from p2pcompute.net.beacon import BeaconShell
+from p2pcompute.model.peer import Address, PeerView, Role
 from p2pcompute.net.blobs import BlobExchange
-from p2pcompute.net.interfaces import read_interfaces
 from p2pcompute.net.link import Link
-from p2pcompute.net.links import LinkHub
-from p2pcompute.node.addresses import own_addresses
 from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel, connect_locally
 from p2pcompute.node.config import PeerConfig, own_name
@@ -42,14 +36,15 @@ from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
 from p2pcompute.node.origin import Origin
-from p2pcompute.node.overlay import Overlay
-from p2pcompute.node.own_record import SAMPLE_INTERVAL_S, Identity, OwnRecord
-from p2pcompute.node.seams import SystemClock, SystemEntropy, ThreadOffload, system_rng
+from p2pcompute.node.overlay_peer import SAMPLE_INTERVAL_S, OverlayParts, OverlayPeer, overlay_settings
+from p2pcompute.node.own_record import Identity, OwnRecord
+from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.world import World
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.files import InstanceDisk
-from p2pcompute.storage.peer_database import PeerDatabase, RememberedPeer
-from p2pcompute.wire.identity import PeerKey, verify_signature
+from p2pcompute.storage.peer_database import PeerDatabase
+from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.membership import Membership, Trust
 from p2pcompute.wire.messages import (
     BlobMissing,
@@ -95,13 +90,12 @@ class Peer(Door):
     """
 
     def __init__(self, config: PeerConfig | None = None, *, folders: Folders | None = None, **changes: Any) -> None:
-        entropy = SystemEntropy()
-        super().__init__(entropy)
         self.config = config_with(config, changes)
+        self._world = World.machine(maps_ports=self.config.map_ports)
+        super().__init__(self._world.entropy)
         self.folders = folders or Folders.locate(os.environ)
-        self._entropy_source = entropy
-        self._clock = SystemClock()
-        self._rng = system_rng()
+        self._entropy_source = self._world.entropy
+        self._clock = self._world.clock
         self._log: FilteringBoundLogger = get_log("peer")
         self._exits = contextlib.AsyncExitStack()
         self._started = False
@@ -162,6 +156,7 @@ class Peer(Door):
             self._incarnation_next,
             capability,
             (),
+            tells_load=True,
         )
         self.peer_id = key.peer_id
         self.identity = NodeIdentity(
@@ -177,7 +172,8 @@ class Peer(Door):
         stack.callback(self._blobs.close)
         self.handles = Handles(self._blobs)
         await self._start_jobs(stack, slots)
-        await self._start_overlay(stack, key, invitation.addresses)
+        await self._start_overlay(stack, key)
+        await self._join(invitation.addresses)
         self._start_services()
 
     async def _start_jobs(self, stack: contextlib.AsyncExitStack, slots: int) -> None:
@@ -205,24 +201,27 @@ class Peer(Door):
         if slots:
             self.origin.peer_usable(to_lender, self.own.record.capability.score if self.own.record.capability else 0.0)
 
-    async def _start_overlay(
-        self, stack: contextlib.AsyncExitStack, key: PeerKey, invited_by: Sequence[Address]
-    ) -> None:
-        book = PeerBook(self.own.signed, verify_signature, self._rng)
-        joiner = JoiningMachine(self.peer_id, self._rng)
-        self.overlay = Overlay(
-            self.own, book, joiner, self._clock, self._rng, self._supervisor, self, self._log, self._clock.wall
+    async def _start_overlay(self, stack: contextlib.AsyncExitStack, key: PeerKey) -> None:
+        parts = OverlayParts(
+            key,
+            self.identity,
+            self.own,
+            self._database,
+            self._supervisor,
+            self,
+            self._log,
+            lambda: (self._probe.sample(), self.lender.load),
+            self._worth,
         )
-        stack.callback(self.overlay.stop)
-        hub = LinkHub(self.identity, self.overlay, self._clock, self._rng, self._supervisor.task)
-        self.overlay.attach(hub)
+        self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
+        self.overlay = self.side.overlay
         self.admission = Admission(
             self.identity,
             self.network,
             self._database,
             self._clock,
             self._log,
-            lambda: hub.links.values(),
+            lambda: self.side.hub.links.values(),
             self._close_link,
             self._ban,
         )
@@ -231,40 +230,35 @@ class Peer(Door):
         if remembered is not None and wanted == limits.PEER_PORT:
             # An instance keeps its port where the user asked for none: others remember it.
             wanted = int(remembered)
-        self.port = await hub.start(self.config.host, wanted)
-        stack.push_async_callback(self._goodbye, hub)
+        self.port = await self.side.start(self.config.host, wanted)
+        stack.push_async_callback(self.side.stop)
+        stack.callback(self.lender.drain)
         self._database.put(_PORT_KEY, str(self.port).encode())
-        self._observe()
-        candidates: list[tuple[Address, Source]] = [(address, "flag") for address in self.config.bootstrap]
-        candidates += [(address, "invitation") for address in invited_by]
-        for peer in self._database.remembered():
-            candidates += [(address, "remembered") for address in peer.addresses]
         if self.network.authority is not None:
             # What was revoked while no peer of the owner ran is told now.
             kept = self.network.revocations()
             if kept is not None:
                 self.admission.revoke(kept)
-        self._name_networks()
-        self.overlay.start(tuple(candidates))
+
+    async def _join(self, invited_by: Sequence[Address]) -> None:
+        candidates: list[tuple[Address, Source]] = [(address, "flag") for address in self.config.bootstrap]
+        candidates += [(address, "invitation") for address in invited_by]
+        for peer in self._database.remembered():
+            candidates += [(address, "remembered") for address in peer.addresses]
+        self.side.join(candidates)
         if self.config.lan:
-            machine = BeaconMachine(BeaconOwn(key.public_key, self.own.record.network), verify_signature, self._rng)
-            shell = BeaconShell(
-                key,
-                self.own.record.network,
-                self.port,
-                self.overlay.beacon_heard,
-                self._clock,
-                port=self.config.beacon_port,
-                known_peers=lambda: [entry.record.peer for entry in self.view.alive],
-                changed=self._interfaces_changed,
-            )
-            await shell.start()
-            stack.push_async_callback(shell.stop)
-            self.overlay.start_beacon(machine, shell)
+            await self.side.call_on_lan(self.config.beacon_port)
+
+    def _worth(self, link: Link) -> float | None:
+        """How useful a link is; None: work runs over it."""
+        if self.lender.works_for(link.peer) or self.origin.uses(link.peer):
+            return None
+        entry = self.view.entry(link.peer)
+        slots = entry.record.slots if entry is not None else 0
+        return min(slots, 64) / 64 + 1.0 / (1.0 + (link.rtt_s or 1.0))
 
     def _start_services(self) -> None:
-        self._supervisor.service("own record", self._keep_record)
-        self._supervisor.service("remembered peers", self._keep_remembered)
+        self._supervisor.service("offers", self._keep_offering)
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
 
@@ -275,18 +269,7 @@ class Peer(Door):
         self._stopping = True
         if self._started:
             self._close_sessions()
-            self._remember()
         await self._exits.aclose()
-
-    async def _goodbye(self, hub: LinkHub) -> None:
-        self.lender.drain()
-        self.own.leave()
-        self.overlay.own_changed()
-        try:
-            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
-                await hub.stop()
-        except TimeoutError:
-            self._log.warning("links did not close in time")
 
     # --- Door -----------------------------------------------------------------------------------------------------------
 
@@ -385,43 +368,11 @@ class Peer(Door):
 
     # --- services -------------------------------------------------------------------------------------------------------
 
-    def _interfaces_changed(self) -> None:
-        self.overlay.interfaces_changed()
-        self._observe()
-        self._name_networks()
-
-    def _name_networks(self) -> None:
-        near = [interface for interface in read_interfaces() if not interface.is_loopback]
-        self.overlay.own_networks(tuple(network for interface in near for network in interface.networks))
-
-    def _observe(self) -> None:
-        links = [link for link in self.overlay.hub.links.values() if link.rtt_s is not None]
-        edges = [Edge(link.peer, link.rtt_s or 0.0, link.bandwidth_mbps) for link in links][:64]
-        addresses = own_addresses(self.config.host, self.port)
-        if self.own.observe(self._probe.sample(), self.lender.load, addresses, edges, self._clock.monotonic()):
-            self.overlay.own_changed()
-
-    async def _keep_record(self) -> None:
+    async def _keep_offering(self) -> None:
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL_S)
-            self._observe()
             for link in self.overlay.hub.links.values():
                 self._offer(link)  # round trips and scores change
-
-    async def _keep_remembered(self) -> None:
-        while True:
-            await asyncio.sleep(REMEMBER_INTERVAL_S)
-            self._remember()
-
-    def _remember(self) -> None:
-        now = self._clock.wall()
-        self._database.remember(
-            [
-                RememberedPeer(entry.record.peer, entry.record.addresses, now)
-                for entry in self.overlay.view.alive
-                if entry.linked
-            ]
-        )
 
     async def _keep_renewing(self) -> None:
         while True:
@@ -459,7 +410,7 @@ class Peer(Door):
             for entry in self.view.entries
             if entry.record.peer in revocations.peers or entry.invitation in revocations.invitations
         ]
-        self.overlay.ban(dict.fromkeys((*sorted(revocations.peers), *gone)))
+        self.side.ban(dict.fromkeys((*sorted(revocations.peers), *gone)))
 
     def _close_link(self, link: Link, reason: str, text: str) -> None:
         self._supervisor.task(f"close {short_peer_id(link.peer)}", link.close(reason, text))
