@@ -22,6 +22,11 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.load_profile("default")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rewrite`: write transcripts (tests/scenarios) as they are now."""
+    parser.addoption("--rewrite", action="store_true", help="write the outputs of transcripts as they are now")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh data folder, which everything below P2PCOMPUTE_HOME lives in for the length of the test."""

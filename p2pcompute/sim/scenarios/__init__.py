@@ -1,0 +1,25 @@
+"""The scenarios that can be run by name: what `python -m p2pcompute.sim` lists. The first line of a scenario's docstring says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from p2pcompute.sim.lab import Scenario
+from p2pcompute.sim.scenarios import network, overlay
+
+#: By name.
+SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
+    {
+        "all-faults": overlay.all_faults,
+        "all-restart": overlay.all_restart,
+        "cold-start": overlay.cold_start,
+        "crash": overlay.crash,
+        "leave": overlay.leave,
+        "move": overlay.move,
+        "sleep-and-wake": overlay.sleep_and_wake,
+        "split-and-merge": overlay.split_and_merge,
+        "datagrams-under-faults": network.datagrams_under_faults,
+        "echo-across-a-partition": network.echo_across_a_partition,
+    }
+)
