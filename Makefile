@@ -11,6 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A folder of texts for `make demo`, `make demo TEXTS=folder`.
 TEXTS ?=
+# What `make sim` runs: a scenario's name or all, so many seeds from SEED on, by default ones that nobody ran before.
+SCENARIO ?= all
+SEEDS ?= 10
+SEED ?= $(shell date +%s)
 # Examples per decoder for `make fuzz`.
 FUZZ_EXAMPLES ?= 5000
 
@@ -47,8 +51,8 @@ check: $(VENV)/.installed-test ## style, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-sim: $(VENV)/.installed-test ## the overlay on a virtual clock, and the pure machines
-	$(BIN)/python -m pytest -n auto $(wildcard tests/sim tests/property) tests/unit/test_purity.py
+sim: $(VENV)/.installed ## whole networks on a virtual clock, with fresh seeds: make sim SEEDS=200 SCENARIO=all-faults
+	$(BIN)/python -m p2pcompute.sim --scenario $(SCENARIO) --seed $(SEED) --seeds $(SEEDS) --detail notes
 
 fuzz: $(VENV)/.installed-test ## hostile bytes against every decoder, longer than `make test` does
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n auto --timeout 1800 tests/fuzz

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +80,12 @@ def _command(number: int, line: str) -> Command:
     return Command(number, line, words[0], tuple(word for word in words[1:] if "=" not in word), options)
 
 
-def run(path: Path, perform: Callable[[Command], str], *, rewrite: bool) -> None:
+async def play(path: Path, perform: Callable[[Command], Awaitable[str]], *, rewrite: bool) -> None:
     """Perform every command; fails at the first that says something else, or writes down what all say."""
     steps, after = parse(path.read_text())
     written: list[str] = []
     for step in steps:
-        said = "\n".join(line.rstrip() or "." for line in perform(step.command).splitlines())
+        said = "\n".join(line.rstrip() or "." for line in (await perform(step.command)).splitlines())
         written += [*step.before, step.command.text, RULE, *([said] if said else [])]
         if not rewrite:
             assert said == step.expected, (
