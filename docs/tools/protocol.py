@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from parts import ROOT, main
 
 from p2pcompute.model import limits
-from p2pcompute.wire import beacon, codec, framing, record, versions
+from p2pcompute.wire import beacon, codec, datagram, framing, gossip, pointer, record, session, versions
 from p2pcompute.wire.families import CONTROL_MESSAGES, LINK_MESSAGES
 from p2pcompute.wire.messages import PAYLOAD, Message
 
@@ -95,6 +95,11 @@ def _messages(family: tuple[type[Message], ...]) -> list[str]:
     return lines
 
 
+def _verbatim(text: str | None) -> list[str]:
+    """A docstring whose indented block is a table: kept as it stands."""
+    return (text or "").strip().splitlines()
+
+
 def _limits() -> list[str]:
     lines = ["| limit | value | why |", "|---|---|---|"]
     why = ""
@@ -129,6 +134,11 @@ def part() -> str:
     lines += ["## Messages on the control socket", "", *_messages(CONTROL_MESSAGES)]
     lines += ["## Peer records", "", _paragraph(record.__doc__), ""]
     lines += _fields(record._Body)
+    lines += ["## Sealed datagrams", "", *_verbatim(datagram.__doc__), "", _paragraph(session.__doc__), ""]
+    lines += ["## Rumours", "", _paragraph(gossip.__doc__), ""]
+    for rumour in (gossip.Announcement, gossip.Suspicion, gossip.LoadUpdate):
+        lines += [f"#### {rumour.__name__}", "", _paragraph(rumour.__doc__), ""]
+    lines += ["## The address book", "", _paragraph(pointer.__doc__), ""]
     lines += ["## LAN beacons", "", _paragraph(beacon.__doc__), ""]
     lines += ["## Limits", "", *_limits()]
     return "\n".join(lines)

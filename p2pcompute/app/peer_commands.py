@@ -65,6 +65,8 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
 @click.option("--bootstrap", metavar="HOST:PORT,…", multiple=True, help="Peers to try at the start; may be repeated.")
 @click.option("--lan/--no-lan", default=None, help="Find peers by broadcast and multicast (default: yes).")
 @click.option("--beacon-port", metavar="PORT", help="UDP port of the broadcasts (9877).")
+@click.option("--map-ports/--no-map-ports", default=None, help="Ask the router to forward a port if needed (default: yes).")
+@click.option("--timing", metavar="NAME", help="Pace of gossip: auto, lan, wan or test (auto).")
 @click.option("--label", "labels", metavar="TEXT", multiple=True, help="Label of this peer; may be repeated.")
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How log lines look.")
