@@ -11,6 +11,7 @@ from p2pcompute.sim.scenarios import network, overlay
 #: By name.
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
     {
+        "address-book": overlay.address_book,
         "all-faults": overlay.all_faults,
         "all-restart": overlay.all_restart,
         "cold-start": overlay.cold_start,

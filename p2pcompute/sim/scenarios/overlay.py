@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from p2pcompute.model.peer import PeerStatus
 from p2pcompute.sim.conditions import Conditions
-from p2pcompute.sim.invariants import Invariants, check_machine, settle
+from p2pcompute.sim.invariants import Invariants, MachineChecks, settle
 from p2pcompute.sim.lab import ExpectationError, Lab
 from p2pcompute.sim.peers import Machine, SimOverlay, SimPeer, address_of
 
@@ -24,10 +24,11 @@ CALM_S = 180.0
 @asynccontextmanager
 async def network(lab: Lab, machines: list[Machine], *, checks: bool = True) -> AsyncIterator[SimOverlay]:
     """Machines, all invariants watched; peers that run at the end are stopped."""
-    overlay = SimOverlay(lab, observe=check_machine if checks else None)
+    checking = MachineChecks(lab.settings.check_every)
+    overlay = SimOverlay(lab, observe=checking.observe if checks else None)
     for machine in machines:
         overlay.add(machine)
-    invariants = Invariants(overlay)
+    invariants = Invariants(overlay, checking)
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(invariants.watch(), name="invariants")
         yield overlay
@@ -66,7 +67,7 @@ async def crash(lab: Lab) -> None:
         await settle(overlay, 30.0, "cold start")
         victim = overlay.peers[rng.randrange(3, PEERS)]
         await victim.crash()
-        await settle(overlay, 15.0, f"the crash of {victim.name} is known")
+        await lab.until(lambda: overlay.known_dead(victim), f"the crash of {victim.name} is known", 15.0)
         await asyncio.sleep(rng.uniform(0.0, 60.0))
         await victim.restart()
         await settle(overlay, 30.0, f"{victim.name} is back")
@@ -152,6 +153,34 @@ async def sleep_and_wake(lab: Lab) -> None:
         wrong = [each for each in overlay.said[said:] if each.by is laptop and each.kind == "peer_died"]
         if wrong:
             raise ExpectationError(f"{laptop.name} called {overlay.name_of(wrong[0].about)} dead when it woke")
+
+
+async def address_book(lab: Lab) -> None:
+    """Whoever knows an id finds its peer's presence in the address book, over sealed datagrams, also when a third of all have died."""
+    async with network(lab, machines(24)) as overlay:
+        rng = lab.dice.of("scenario")
+        await start_all(overlay, rng)
+        await settle(overlay, 30.0, "cold start")
+        await asyncio.sleep(20.0)  # presences are published
+        await _all_found(overlay, rng, 40)
+        for victim in rng.sample(overlay.peers[3:], 8):
+            await victim.crash()
+        await _all_found(overlay, rng, 40)
+
+
+async def _all_found(overlay: SimOverlay, rng: random.Random, lookups: int) -> None:
+    """Somebody looks for somebody, so many times; what is found is true."""
+    running = overlay.running
+    for _ in range(lookups):
+        asker, wanted = rng.sample(running, 2)
+        assert asker.side is not None
+        begun = overlay.lab.now
+        with asker.host.here():
+            presence = await asker.side.dht.find_presence(wanted.peer)
+        if presence is None or presence.addresses != (wanted.address,):
+            raise ExpectationError(f"{asker.name} finds {presence} for {wanted.name}")
+        if overlay.lab.now - begun > 10.0:
+            raise ExpectationError(f"{asker.name} needed {overlay.lab.now - begun:.1f} s to find {wanted.name}")
 
 
 async def all_faults(lab: Lab) -> None:
