@@ -205,7 +205,7 @@ async def _down(settings: Settings, wanted: str | None, every: bool) -> list[str
     """,
 )
 @peer_option
-@click.option("--wide", is_flag=True, help="Show roles, platform, addresses, errors and whole ids too.")
+@click.option("--wide", is_flag=True, help="Show why each path, reach, roles, platform, addresses, errors and whole ids too.")
 @click.option("--watch", is_flag=True, help="Go on and print a line for every change, until Ctrl-C.")
 @json_option
 @click.pass_context

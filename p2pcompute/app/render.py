@@ -141,12 +141,14 @@ def peer_columns(*, wide: bool = False) -> list[Column]:
         ("load", lambda row: number(row["load"], 2), "right"),
         ("round trip", lambda row: number(row["rtt_ms"], 2, " ms"), "right"),
         ("Mbit/s", lambda row: number(row["bandwidth_mbps"], 0), "right"),
-        ("path", lambda row: str(row["path"] or "-"), "left"),
+        ("path", _path, "left"),
         ("Python", lambda row: str(row["python"]), "left"),
         ("isolation", lambda row: str(row["isolation"]), "left"),
     ]
     if wide:
         columns += [
+            ("why this path", lambda row: str(row.get("path_why") or "-"), "left"),
+            ("reach", _reach, "left"),
             ("roles", lambda row: ", ".join(row["roles"]) or "-", "left"),
             ("platform", lambda row: str(row["platform"]), "left"),
             ("version", lambda row: str(row["version"]), "left"),
@@ -163,6 +165,17 @@ def gpu_text(gpus: Sequence[str]) -> str:
     for name in gpus:
         counts[name] = counts.get(name, 0) + 1
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items()) or "-"
+
+
+def _path(row: Row) -> str:
+    path, via = row["path"], row.get("path_via")
+    return f"{path} via {via}" if path and via else str(path or "-")
+
+
+def _reach(row: Row) -> str:
+    reach, relays = row.get("reach"), row.get("relays") or []
+    through = f", relays {', '.join(str(relay['name']) for relay in relays)}" if relays else ""
+    return f"{reach or '-'}{through}"
 
 
 def _state(row: Row) -> str:

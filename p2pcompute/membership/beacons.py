@@ -52,6 +52,7 @@ __all__ = [
     "BeaconSettings",
     "Broadcast",
     "InterfacesChanged",
+    "Nonsense",
     "PeerHinted",
     "Start",
     "Tick",
@@ -164,7 +165,14 @@ class ViewsDiffer:
     addresses: tuple[Address, ...]
 
 
-Effect = Broadcast | Answer | PeerHinted | ViewsDiffer
+@dataclass(frozen=True, slots=True)
+class Nonsense:
+    """`host` sent what no peer sends: no beacon, a forged one, or one of too many. It costs the same whether it is one or a flood."""
+
+    host: str
+
+
+Effect = Broadcast | Answer | PeerHinted | ViewsDiffer | Nonsense
 
 
 @dataclass(slots=True)
@@ -276,7 +284,7 @@ class BeaconMachine:
         try:
             signed = decode_beacon(event.data)
         except ProtocolError:
-            return self._drop("malformed")
+            return self._drop("malformed", event.source)
         beacon, host = signed.beacon, event.source.host
         if beacon.tag != self._tag:
             return self._drop("other-network")
@@ -293,9 +301,9 @@ class BeaconMachine:
         if known is not None and beacon.time_ms <= known.beacon.time_ms:
             return self._drop("duplicate")
         if not self._rates.take(host, self._per_second(host), now) or not self._signatures.take(now):
-            return self._drop("rate")
+            return self._drop("rate", event.source)
         if not signed.is_genuine(self._verify):
-            return self._drop("signature")
+            return self._drop("signature", event.source)
         if known is None and len(self._heard) >= self._settings.peers_max:
             return self._drop("full")
         heard = self._heard[beacon.public_key] = _Heard(event.data, beacon, now, [host])
@@ -363,9 +371,9 @@ class BeaconMachine:
             is_loopback = False
         return self._settings.per_second_loopback if is_loopback else self._settings.per_second_per_address
 
-    def _drop(self, reason: str) -> list[Effect]:
+    def _drop(self, reason: str, culprit: Address | None = None) -> list[Effect]:
         self.dropped[reason] += 1
-        return []
+        return [Nonsense(culprit.host)] if culprit is not None else []
 
 
 def _turn(key: bytes, caller: bytes) -> bytes:

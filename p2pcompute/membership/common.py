@@ -52,6 +52,12 @@ class Common:
         row = self.table.rows.get(peer)
         return row if row is not None and row.gossips and self.table.gossips else None
 
+    def is_of_the_future(self, incarnation: int, wall: float) -> bool:
+        """Whether `incarnation` is higher than any to be taken while the wall clock shows `wall` seconds."""
+        # The neighbours are asked only where the own clock says no: they can allow more, never less.
+        own_ms = (wall + self.settings.incarnation_ahead_max_s) * 1000
+        return incarnation > own_ms and incarnation > self.latest_incarnation(wall)
+
     def latest_incarnation(self, wall: float) -> float:
         """The highest incarnation to take while the wall clock shows `wall` seconds; milliseconds."""
         rows = self.table.rows

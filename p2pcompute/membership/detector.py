@@ -6,8 +6,8 @@ Rules:
   because others accuse it is not suspect before the own probe failed, too: false accusations change nothing here.
 - A suspect that says anything itself, answers a probe, or signs a record with a higher incarnation, is alive. The suspect is
   shown the accusation with the next probe, and refutes it.
-- A suspect whose time is up (`suspicion.py`) is dead, unless a link to it is up over which something came within
-  `limits.LINK_SILENCE_MAX_S`; of a peer that never answered this one, only if enough others accuse it.
+- A suspect whose time is up (`suspicion.py`) is dead; one of the first version not while a link to it is up over which
+  something came within `limits.LINK_SILENCE_MAX_S`; a peer that never answered this one, only if enough others accuse it.
 - This peer accuses nobody who was out of its reach from the start: peers behind NAT are judged by those that can reach them.
 - Who says that a dead peer lives makes this one probe it again.
 - Who accuses too often is not heard, who is contradicted by own probes again and again is ignored and reported.
@@ -33,14 +33,18 @@ from p2pcompute.membership.voice import Voice
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import PeerStatus, Reach
-from p2pcompute.wire.gossip import Suspicion, sign_suspicion
+from p2pcompute.wire.gossip import Rumours, Suspicion, sign_suspicion
 
 #: Checks of a suspect are spread over this share of the least time that it has: enough are left to repeat one that was lost.
 _CHECK_SHARE = 0.25
+#: After an own probe has failed a suspect has at least this share of the least time.
+_LAST_CALL_SHARE = 0.5
 #: Accusations that were refuted, of a peer that has not answered since, after which this peer is no judge of it.
 _REFUTED_MAX = 3
 #: Dead peers that others say are alive are probed one in so many seconds.
 _REVIVE_GAP_S = 0.05
+#: After so many seconds in which it was in time this peer takes an accusation of itself for wrong.
+_LAG_FORGOTTEN_S = 10.0
 #: Accusers of this peer that are sent its refutation themselves.
 _REFUTED_TO_MAX = 8
 
@@ -77,6 +81,8 @@ class Detector:
         self._revived_at: dict[PeerId, float] = {}
         #: No dead peer is probed before this.
         self._revive_from = 0.0
+        #: When this peer last came late, monotonic seconds.
+        self._lagged_at = -_LAG_FORGOTTEN_S
         #: Who accused this peer since its last record; at most `_REFUTED_TO_MAX`.
         self.accused_by: dict[PeerId, None] = {}
 
@@ -94,12 +100,14 @@ class Detector:
 
     def answered(self, row: Row, probe: Probe, now: float, *, is_direct: bool) -> None:
         """A probe of the peer was answered."""
-        row.answered_at, row.refuted = now, 0
         case = self._cases.get(row.peer)
+        if is_direct:
+            # Through others it may be reached by luck, and the next time not.
+            row.answered_at, row.refuted = now, 0
         if case is not None and is_direct and probe.stage is Stage.DIRECT and probe.sent_at >= case.opened_at:
             # It answers at once: who says that it does not is wrong, or was for a moment.
             for accuser in case.accusers.values():
-                self._contradicted(accuser, row.peer, now)
+                self._contradicted(accuser, now)
         self.heard(row, now)
 
     def record_renewed(self, row: Row, incarnation: int, now: float) -> None:
@@ -111,6 +119,12 @@ class Detector:
             self._lives(row, now)
 
     def _lives(self, row: Row, now: float) -> None:
+        case = self._cases.get(row.peer)
+        if case is not None and case.incarnation == row.signed.record.incarnation and row.gossips:
+            wire = None if case.is_shown else case.evidence
+            if wire is not None:
+                # Others may not hear it, and wait for what it says about that.
+                self._voice.send(row.peer, Rumours((wire,)), self._voice.way(row.peer, now))
         self._close(row.peer)
         if row.status is PeerStatus.DEAD:
             # Who believes it dead, too, will probe it.
@@ -171,7 +185,7 @@ class Detector:
     def _own_failed(self, row: Row, case: Case, now: float, *, is_judge: bool) -> None:
         own = self._common.own.peer
         if not case.own_failed:
-            case.own_failed = True
+            case.own_failed, case.own_failed_at = True, now
             for accuser in case.accusers.values():
                 self._accusers.was_right(accuser, now)
             first = next(iter(case.accusers.values()), own)
@@ -181,7 +195,7 @@ class Detector:
                 if len(case.accusers) <= self._wanted():
                     case.evidence = self._accuse(row) or case.evidence
                 case.accuse(own, own)
-        self._appoint(row.peer, case)
+        self._appoint(row.peer, case, now)
         self._check_later(row.peer, now)
 
     def _accuse(self, row: Row) -> bytes | None:
@@ -214,7 +228,7 @@ class Detector:
             voices = len(case.accusers)
             if case.accuse(said.accuser, accuser.invitation or said.accuser):
                 case.evidence = wire
-                self._appoint(row.peer, case)
+                self._appoint(row.peer, case, now)
                 if voices <= self._wanted():
                     self._voice.tell(_subject(said.suspect, said.accuser), wire)
         # A later life than the one that is known here may be down as well; whose record is not here is only probed.
@@ -225,14 +239,14 @@ class Detector:
         if said.incarnation != self._common.own.incarnation or self._common.own.leaving:
             return
         # Who is short of CPU time is rightly accused. Who is not may count how often the same peer is wrong.
-        if self._common.awareness.score == 0:
-            self._contradicted(said.accuser, said.suspect, now)
+        if now - self._lagged_at > _LAG_FORGOTTEN_S:
+            self._contradicted(said.accuser, now)
         self._common.awareness.add(1)
         if len(self.accused_by) < _REFUTED_TO_MAX:
             self.accused_by[said.accuser] = None
         self._raising.refute()
 
-    def _contradicted(self, accuser: PeerId, suspect: PeerId, now: float) -> None:
+    def _contradicted(self, accuser: PeerId, now: float) -> None:
         if accuser != self._common.own.peer and self._accusers.was_wrong(accuser, now):
             reason = "it accuses peers that answer, again and again; its accusations are ignored for now"
             self._common.effects.append(Misbehaved(accuser, reason))
@@ -251,14 +265,17 @@ class Detector:
 
     # --- cases --------------------------------------------------------------------------------------------------------
 
-    def evidence(self, peer: PeerId) -> bytes | None:
-        """The newest accusation of `peer`."""
+    def show_evidence(self, peer: PeerId) -> bytes | None:
+        """The newest accusation of `peer`, which is sent to itself now."""
         case = self._cases.get(peer)
-        return None if case is None else case.evidence
+        if case is None or case.evidence is None:
+            return None
+        case.is_shown = True
+        return case.evidence
 
     def _open(self, row: Row, now: float) -> Case:
         case = self._cases[row.peer] = Case(now, row.signed.record.incarnation)
-        self._appoint(row.peer, case)
+        self._appoint(row.peer, case, now)
         return case
 
     def _close(self, peer: PeerId) -> None:
@@ -276,10 +293,19 @@ class Detector:
         settings = self._common.settings
         return suspicion_min_s(settings.suspicion_mult, self._common.peers, settings.probe_interval_s)
 
-    def _appoint(self, peer: PeerId, case: Case) -> None:
+    def _appoint(self, peer: PeerId, case: Case, now: float) -> None:
+        self._verdicts.set(peer, self._verdict_at(case, now))
+
+    def _verdict_at(self, case: Case, now: float) -> float:
         min_s = self._min_s()
         max_s = min_s * self._common.settings.suspicion_max_mult
-        self._verdicts.set(peer, case.opened_at + suspicion_s(case.confirmations, self._wanted(), min_s, max_s))
+        given_s = suspicion_s(case.confirmations, self._wanted(), min_s, max_s)
+        if now - self._lagged_at <= _LAG_FORGOTTEN_S:
+            # Who lacks CPU time asks more rarely and hears late: it gives others more time, too.
+            given_s *= 1 + self._common.awareness.score / 2
+        verdict_at = case.opened_at + given_s
+        # Whose own probe took long has to probe once more: meanwhile the suspect may have spoken up.
+        return max(verdict_at, case.own_failed_at + _LAST_CALL_SHARE * min_s) if case.own_failed else verdict_at
 
     def _time_is_up(self, peer: PeerId, now: float) -> None:
         row, case = self._common.table.rows[peer], self._cases[peer]
@@ -293,9 +319,9 @@ class Detector:
             ends_at = self.prober.ends_at(peer) if row.gossips else row.inquiry and row.inquiry.until
             self._verdicts.set(peer, max(ends_at or now, now) + interval_s)
             return
-        vouched_until = self._vouched_until(row, case, now)
-        if vouched_until > now:
-            self._verdicts.set(peer, vouched_until)
+        until = max(self._verdict_at(case, now), self._vouched_until(row, case, now))
+        if until > now:
+            self._verdicts.set(peer, until)
         elif not self._is_enough(row, case):
             # Nobody who could know says so: it is as alive as before.
             self._close(peer)
@@ -308,7 +334,8 @@ class Detector:
         """Until when the verdict waits although the time is up."""
         until = now
         heard_at = self._common.links.get(row.peer)
-        if heard_at is not None:
+        if heard_at is not None and not row.gossips:
+            # A peer of the first version says nothing on its link but heartbeats. One that gossips was probed over it, too.
             until = heard_at + limits.LINK_SILENCE_MAX_S
         # A newer record is announced: perhaps it refutes. Who only announces cannot hold a verdict up for ever.
         settings = self._common.settings
@@ -320,11 +347,12 @@ class Detector:
     def _is_enough(self, row: Row, case: Case) -> bool:
         if self._common.own.peer in case.accusers.values():
             return True
-        if row.gossips:
-            return case.confirmations >= self._wanted()
-        # Of the first version: two, or one that it says it is linked to, for few gossip and know it.
-        linked = {edge.peer for edge in row.signed.record.edges}
-        return case.confirmations >= 1 or any(accuser in linked for accuser in case.accusers.values())
+        record = row.signed.record
+        near = {edge.peer for edge in record.edges} | {relay.peer for relay in record.relays}
+        # Who is linked to it, as it says itself, knows best, and there may be only two of them.
+        confirmations = case.confirmations + sum(accuser in near for accuser in case.accusers.values())
+        # Of the first version two are enough: few that gossip know it.
+        return confirmations >= (self._wanted() if row.gossips else 1)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -344,6 +372,7 @@ class Detector:
 
     def lagged(self, lag_s: float, now: float) -> None:
         """This peer came late: no verdict before what it missed has been read."""
+        self._lagged_at = now
         self.prober.lagged(lag_s, now)
         settings = self._common.settings
         latest = self._min_s() * settings.suspicion_max_mult
@@ -356,8 +385,8 @@ class Detector:
         """This machine slept: every suspect has its time anew."""
         self.prober.woke(now)
         for peer, case in self._cases.items():
-            case.opened_at = now
-            self._appoint(peer, case)
+            case.opened_at = case.own_failed_at = now
+            self._appoint(peer, case, now)
         self._checks.postpone(slept_s)
 
     def forget(self, peer: PeerId) -> None:

@@ -32,6 +32,9 @@ _VERSIONS_DATAGRAMS_MAX = 3
 _AGAIN_S = 1.0
 #: Peers with whom another exchange is due.
 _AGAIN_MAX = 64
+#: The first exchange with anybody, and the next one after an exchange that showed peers which were unknown here; from then on
+#: the time between two doubles, as a share of `anti_entropy_s`: who has just joined, or rejoined, has missed more than others.
+_HURRY_SHARE = 1 / 15
 
 
 class Exchange:
@@ -49,6 +52,8 @@ class Exchange:
         self._remembered: dict[bytes, None] = {}
         #: When digests are exchanged with somebody; None while there is nobody.
         self._round_at: float | None = None
+        #: Seconds from that round to the next one, before jitter; at most `anti_entropy_s`.
+        self._pace_s = 0.0
         #: When digests are exchanged with a certain peer; at most `_AGAIN_MAX`.
         self._again: Agenda[PeerId] = Agenda()
 
@@ -60,6 +65,10 @@ class Exchange:
         for wire in wires:
             if wire in self._remembered:
                 continue
+            known = self._common.table.announced(wire)
+            if known is not None:
+                self._told_again(known, wire, now)
+                continue
             try:
                 said = gossip.read_rumour(wire, self._common.verify)
             except ProtocolError as error:
@@ -67,7 +76,7 @@ class Exchange:
                 continue
             match said:
                 case Announcement():
-                    self._announced(said, wire, source, wall, now)
+                    self._announced(said, source, wall, now)
                 case Suspicion():
                     self._remember(wire)
                     self._detector.accused(said, wire, now)
@@ -86,14 +95,16 @@ class Exchange:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[wire] = None
 
-    def _announced(self, said: Announcement, wire: bytes, source: PeerId, wall: float, now: float) -> None:
+    def _announced(self, said: Announcement, source: PeerId, wall: float, now: float) -> None:
         order = (said.incarnation, said.sequence)
         row = self._common.table.with_prefix(said.prefix)
         self._newer(row, said.prefix, order, source, wall, now)
-        if row is not None and row.signed.record.order == order:
-            self._voice.queue.heard(record_subject(said.prefix), wire)
-            if row.status is PeerStatus.DEAD:
-                self._detector.says_alive(row, now)
+
+    def _told_again(self, row: Row, wire: bytes, now: float) -> None:
+        """Somebody announces the record that is in `row`."""
+        self._voice.queue.heard(record_subject(row.peer), wire)
+        if row.status is PeerStatus.DEAD:
+            self._detector.says_alive(row, now)
 
     def _newer(
         self,
@@ -112,7 +123,7 @@ class Exchange:
                 return
         elif self._common.own.peer.startswith(start) and self._common.own.order >= order:
             return
-        if order[0] <= self._common.latest_incarnation(wall) and not self._is_banned(start):
+        if not self._common.is_of_the_future(order[0], wall) and not self._is_banned(start):
             self._wants.want(start[:PREFIX_BYTES], order, source, now, is_bulk=is_bulk)
 
     def _is_banned(self, start: bytes) -> bool:
@@ -163,6 +174,7 @@ class Exchange:
         table = self._common.table
         newer_here: list[digests.VersionRow] = []
         told: set[bytes] = set()
+        is_missing = False
         for prefix, incarnation, sequence in message.rows:
             told.add(prefix)
             order = (incarnation, sequence)
@@ -170,6 +182,7 @@ class Exchange:
             self._newer(row, prefix, order, source, wall, now, is_bulk=True)
             if row is None:
                 known = self._common.own.order if self._common.own.peer.startswith(prefix) else None
+                is_missing = is_missing or (known is None and self._wants.is_wanted(PeerId(prefix)))
             else:
                 known = table.digests.order(row.peer)
                 if row.status is PeerStatus.DEAD and row.signed.record.order >= order:
@@ -179,6 +192,8 @@ class Exchange:
         newer_here += [row for row in table.digests.rows(sorted(set(message.buckets))) if row[0] not in told]
         if newer_here:
             self._say_versions(source, newer_here, way, now)
+        if is_missing:
+            self._hurry(now)
 
     def _say_versions(self, to: PeerId, rows: list[digests.VersionRow], way: Way, now: float) -> None:
         size = limits.VERSIONS_PER_MESSAGE_MAX
@@ -193,6 +208,11 @@ class Exchange:
     def _begin_again(self, peer: PeerId, now: float) -> None:
         if self._again.at(peer) is None and len(self._again) < _AGAIN_MAX:
             self._again.set(peer, now + _AGAIN_S)
+
+    def _hurry(self, now: float) -> None:
+        self._pace_s = self._common.settings.anti_entropy_s * _HURRY_SHARE
+        soon = now + self._pace_s * self._common.rng.uniform(0.5, 1.5)
+        self._round_at = soon if self._round_at is None else min(self._round_at, soon)
 
     # --- records ------------------------------------------------------------------------------------------------------
 
@@ -258,13 +278,13 @@ class Exchange:
 
     def due(self, now: float) -> None:
         """Exchange digests with whom it is due."""
-        interval_s = self._common.settings.anti_entropy_s
         if not len(self._common.table.ring):
             self._round_at = None
         elif self._round_at is None:
-            self._round_at = now + interval_s * self._common.rng.random()
+            self._hurry(now)
         elif self._round_at <= now:
-            self._round_at = now + interval_s * self._common.rng.uniform(0.8, 1.2)
+            self._round_at = now + self._pace_s * self._common.rng.uniform(0.8, 1.2)
+            self._pace_s = min(2 * self._pace_s, self._common.settings.anti_entropy_s)
             self.begin_with_any(now)
         while (peer := self._again.pop(now)) is not None:
             if self._common.gossip_row(peer) is not None:

@@ -23,6 +23,7 @@ from p2pcompute.wire.record import SignedRecord, open_record
 
 #: Gives back what somebody in this process opened before; a laboratory with a thousand books has one.
 RememberOpen = Callable[[bytes], SignedRecord | None]
+_FROM_THE_FUTURE = "its record is from the future: its clock is wrong, or it wants to outrank every later one"
 
 
 class Intake:
@@ -51,7 +52,6 @@ class Intake:
         news: list[SignedRecord] = []
         old: set[PeerId] = set()
         problem = ""
-        latest = self._common.latest_incarnation(wall)
         for wire in wires:
             known = self._common.table.known(wire)
             if known is not None:
@@ -64,7 +64,9 @@ class Intake:
                 problem = problem or str(error)
                 continue
             record = signed.record
-            if record.incarnation > latest:
+            if self._common.is_of_the_future(record.incarnation, wall):
+                # Who only passes it on may have another clock; whose it is should know.
+                problem = problem or (_FROM_THE_FUTURE if record.peer == source else "")
                 continue
             self._spreading.heard(source, record.peer, record.order)
             if self._wants.came(record.peer, record.order):

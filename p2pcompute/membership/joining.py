@@ -35,6 +35,7 @@ from p2pcompute.membership.joining_events import (
     Dial,
     DialEnded,
     DialVia,
+    DirectPromised,
     Effect,
     Event,
     JoiningSettings,
@@ -63,6 +64,7 @@ __all__ = [
     "Dial",
     "DialEnded",
     "DialVia",
+    "DirectPromised",
     "Effect",
     "Event",
     "JoiningMachine",
@@ -125,6 +127,8 @@ class JoiningMachine:
                 self._link_down(peer, now)
             case LinkWanted(peer):
                 self._want(peer, now)
+            case DirectPromised(peer):
+                self._promise_direct(peer, now)
             case PeerForgotten(peer):
                 self._forget_peer(peer)
             case NetworksChanged(networks):
@@ -139,9 +143,10 @@ class JoiningMachine:
         lost = [(each.dialled_at or 0.0) + self._settings.dial_lost_s for each in self._under_way.values()]
         due: list[float | None] = []
         if len(lost) < self._settings.dials_at_once_max:
-            links = self._links()
-            due = [queue.next_at() for queue in self._queues if self._is_open(queue.place, links)]
-            due += [each.next_at() for each in self._racing() if self._may_race(each, links)]
+            racing = self._racing()
+            links = self._links(racing)
+            due = [queue.next_at() for queue in self._queues if len(queue) and self._is_open(queue.place, links)]
+            due += [each.next_at() for each in racing if self._may_race(each, links)]
         return earliest(min(lost, default=None), *due, next(iter(self._wanted.values()), None))
 
     @property
@@ -251,6 +256,11 @@ class JoiningMachine:
         else:
             self._fail(candidate, now)
         self._table.ended(candidate)
+        if target.direct_at is not None and candidate.failures:
+            # Of a peer behind a relay each address has its turn before any has its second.
+            untried = (each for each in target.usable() if each.relay is None and each.failures < candidate.failures)
+            if any(untried):
+                target.direct_at = min(target.direct_at, now + self._settings.next_address_s)
         self._place(target)
 
     def _link_up(self, event: LinkUp, now: float) -> None:
@@ -306,6 +316,12 @@ class JoiningMachine:
             target.row.next_at = min(target.row.next_at, now)
         self._place(target)
 
+    def _promise_direct(self, peer: PeerId, now: float) -> None:
+        target = self._table.targets.get(peer)
+        if target is not None and target.direct_at is not None:
+            target.direct_at = min(target.direct_at, now + self._rng.uniform(0.0, self._settings.redial_max_s))
+            self._place(target)
+
     def _forget_peer(self, peer: PeerId) -> None:
         self._wanted.pop(peer, None)
         target = self._table.targets.get(peer)
@@ -345,14 +361,15 @@ class JoiningMachine:
 
     def _most_urgent(self, now: float) -> Target | None:
         """Asked again for each dial: the one before may have been the last that was wanted."""
-        links = self._links()
+        racing = self._racing()
+        links = self._links(racing)
         found: list[tuple[int, Urgency, Target]] = []
         for queue in self._queues:
-            first = queue.first(now) if self._is_open(queue.place, links) else None
+            first = queue.first(now) if len(queue) and self._is_open(queue.place, links) else None
             if first is not None:
                 found.append((queue.place, *first))
                 break
-        for target in self._racing():
+        for target in racing:
             place, next_at = self._class_of(target), target.next_at()
             if next_at is not None and next_at <= now and self._may_race(target, links):
                 found.append((place, self._urgency(target, now), target))
@@ -381,12 +398,14 @@ class JoiningMachine:
     def _next_direct(self, now: float) -> float:
         return now + self._settings.direct_retry_s * self._rng.uniform(0.75, 1.25)
 
-    def _links(self) -> int:
-        """Links that are up or may soon be."""
-        return len(self._linked) + sum(not target.is_linked for target in self._racing())
+    def _links(self, racing: list[Target]) -> int:
+        """Links that are up or may soon be, `racing` being what `_racing` says."""
+        return len(self._linked) + sum(not target.is_linked for target in racing)
 
     def _racing(self) -> list[Target]:
         """Targets with a dial under way, in the order of their first one."""
+        if not self._under_way:
+            return []
         homes = (self._table.home_of(candidate) for candidate in self._under_way.values())
         return list({id(home): home for home in homes}.values())
 

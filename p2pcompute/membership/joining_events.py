@@ -140,6 +140,13 @@ class LinkWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectPromised:
+    """`peer`, which is linked through a relay, can perhaps be dialled by now: try it soon rather than when its turn comes."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class PeerForgotten:
     """The peer book has forgotten `peer`: what its record said is worth nothing any more."""
 
@@ -161,6 +168,7 @@ Event = (
     | LinkUp
     | LinkDown
     | LinkWanted
+    | DirectPromised
     | PeerForgotten
     | NetworksChanged
     | Tick

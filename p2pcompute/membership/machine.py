@@ -16,5 +16,8 @@ class Tick:
 
 def earliest(*moments: float | None) -> float | None:
     """The smallest of `moments`, None standing for never; None where all are."""
-    known = [moment for moment in moments if moment is not None]
-    return min(known) if known else None
+    first = None
+    for moment in moments:
+        if moment is not None and (first is None or moment < first):
+            first = moment
+    return first

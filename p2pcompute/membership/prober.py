@@ -39,8 +39,8 @@ class Judge(Protocol):
     def failed(self, row: Row, probe: Probe, now: float) -> None:
         """It did not."""
 
-    def evidence(self, peer: PeerId) -> bytes | None:
-        """A signed accusation of `peer`, for itself to see."""
+    def show_evidence(self, peer: PeerId) -> bytes | None:
+        """A signed accusation of `peer`, which is sent to itself now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Prober:
             self._end(nonce)
 
     def _say(self, peer: PeerId, nonce: int, ways: tuple[Way, ...]) -> None:
-        rumours = self._voice.rumours(self._judge.evidence(peer))
+        rumours = self._voice.rumours(self._judge.show_evidence(peer))
         for way in ways:
             self._voice.send(peer, gossip.Probe(nonce, rumours), way)
 

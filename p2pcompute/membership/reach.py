@@ -11,6 +11,7 @@ Nobody knows its own reach: a router stands between, and what it does shows only
 - Somebody who dials this peer from elsewhere is as good a witness as one that says it did, and needs no request.
 - A witness is asked about the address from which it sees this peer itself, never about one that another witness named: else one liar
   could make honest witnesses fail.
+- A peer that is linked through a relay and whose record begins to promise that it can be dialled is worth a direct try.
 - PRIVATE leads to a request to the router first; what it forwards is dialled back like anything else. Until that has worked, relays
   (`reach_relays.py`) are held.
 - Checked again every 30 min, and when the own networks change. Without witnesses nothing is sent at all: on a LAN, reach costs nothing.
@@ -20,7 +21,6 @@ Refuses to know: sockets, how a router is asked, how circuits work, what else st
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 
 from p2pcompute.membership.machine import Tick, earliest
@@ -45,8 +45,10 @@ from p2pcompute.membership.reach_events import (
     RelayRefused,
     RelayReserved,
     RoundTripMeasured,
+    TryDirect,
 )
 from p2pcompute.membership.reach_networks import Witness, are_two, is_global, network_of
+from p2pcompute.membership.reach_paths import DIALLABLE
 from p2pcompute.membership.reach_relays import RelayTable
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
@@ -67,6 +69,13 @@ class _Link:
     seen: Address | None = None
     #: When it was last asked, monotonic seconds; never: minus infinity.
     asked_at: float = float("-inf")
+    #: When it may be asked to dial again; how it sees this peer it says at any time.
+    free_at: float = float("-inf")
+    #: The link passes through a relay.
+    is_indirect: bool = False
+    #: The ways that the newest record of a peer behind a relay promised, and when they were last worth a try; unused for others.
+    promised: tuple[Reach, tuple[Address, ...]] | None = None
+    tried_at: float = float("-inf")
 
 
 @dataclass(slots=True)
@@ -162,6 +171,7 @@ class ReachMachine:
                 self._table.refused(peer, now)
             case RecordKnown():
                 self._table.record_known(event)
+                self._promised(event, now, effects)
             case PeerForgotten(peer):
                 self._table.forget(peer)
             case RoundTripMeasured(peer, rtt_s):
@@ -198,9 +208,9 @@ class ReachMachine:
         old = self._links.pop(event.peer, None)
         host = event.address.host if event.address is not None and not event.same_lan else ""
         witness = Witness(event.peer, network_of(host), event.invitation) if is_global(host) else None
-        link = self._links[event.peer] = _Link(witness)
+        link = self._links[event.peer] = _Link(witness, is_indirect=event.address is None)
         if old is not None:
-            link.asked_at = old.asked_at
+            link.asked_at, link.free_at, link.tried_at = old.asked_at, old.free_at, old.tried_at
         self._table.link_up(event)
         if witness is not None and self._check is None and (self._check_at is None or not self._is_settled):
             self._schedule(now)
@@ -221,7 +231,7 @@ class ReachMachine:
         if not addresses:
             # It was asked how it sees us; now it can be asked whether it reaches us there.
             if link.seen is not None:
-                check.later[peer] = link.asked_at + self._settings.again_s
+                check.later[peer] = max(now, link.free_at)
         elif reached is not None:
             found = reached & frozenset(addresses)
             if found:
@@ -278,6 +288,15 @@ class ReachMachine:
         if self._reach is not Reach.PUBLIC and address is not None:
             self._check = None
             self._check_at = now
+
+    def _promised(self, event: RecordKnown, now: float, effects: list[Effect]) -> None:
+        link = self._links.get(event.peer)
+        if link is None or not link.is_indirect:
+            return
+        before, link.promised = link.promised, (event.reach, event.addresses)
+        if event.reach in DIALLABLE and link.promised != before and now >= link.tried_at + self._settings.direct_s:
+            link.tried_at = now
+            effects.append(TryDirect(event.peer))
 
     def _schedule(self, now: float) -> None:
         pause_s = self._settings.recheck_s if self._is_settled else self._settings.again_s
@@ -420,11 +439,13 @@ class ReachMachine:
         assert self._check is not None
         link = self._links[peer]
         self._check.tried[peer] = None
-        if now < link.asked_at + self._settings.again_s:
-            self._check.later[peer] = link.asked_at + self._settings.again_s
-            return
         addresses = self._addresses_for(link)
+        if addresses and now < link.free_at:
+            self._check.later[peer] = link.free_at
+            return
         link.asked_at = now
+        if addresses:
+            link.free_at = now + self._settings.again_s
         self._check.asked[peer] = (addresses, now + self._settings.answer_s)
         effects.append(AskDialBack(peer, addresses))
 
@@ -440,4 +461,4 @@ class ReachMachine:
 
 
 def _family(host: str) -> int:
-    return ipaddress.ip_address(host).version
+    return 6 if ":" in host else 4

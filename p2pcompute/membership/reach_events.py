@@ -32,6 +32,8 @@ class ReachSettings:
     relays_max: int = limits.RELAYS_MAX
     #: Peers remembered as possible relays.
     candidates_max: int = limits.RELAY_CANDIDATES_MAX
+    #: Seconds between two tries to be linked directly with one peer whose record promises it: records can be written by the thousand.
+    direct_s: float = 30.0
     #: Seconds until a request for a reservation counts as refused: a dial, where no link is up, and the relay's word.
     reservation_answer_s: float = limits.DIAL_TIMEOUT_S + limits.HANDSHAKE_TIMEOUT_S + limits.CIRCUIT_ANSWER_TIMEOUT_S
     #: Part of a reservation's lifetime that is left when it is renewed.
@@ -215,6 +217,13 @@ class ReleaseRelay:
 
 
 @dataclass(frozen=True, slots=True)
+class TryDirect:
+    """`peer`, which is linked through a relay, says by now that it can be dialled: try that soon, its link would be a better one."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class ReachChanged:
     """What the own record is to say: `external` are addresses to add, each reached from two other networks or forwarded to one that was."""
 
@@ -223,4 +232,4 @@ class ReachChanged:
     relays: tuple[Relay, ...]
 
 
-Effect = AskDialBack | MapPort | ReserveRelay | ReleaseRelay | ReachChanged
+Effect = AskDialBack | MapPort | ReserveRelay | ReleaseRelay | TryDirect | ReachChanged

@@ -6,13 +6,17 @@ blocks, or under two invitations, is taken for two. It is a price, not a proof: 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 
 
+# Remembered, since every address of every record that is renewed is asked for: pure functions, and the tables are bounded.
+@functools.lru_cache(limits.HOSTS_PARSED_MAX)
 def is_global(host: str) -> bool:
     """Whether `host` is a numeric address that the whole Internet knows: not private, shared (RFC 6598), link-local or loopback."""
     try:
@@ -21,6 +25,7 @@ def is_global(host: str) -> bool:
         return False
 
 
+@functools.lru_cache(limits.HOSTS_PARSED_MAX)
 def network_of(host: str) -> str:
     """The block of `host`, which must be numeric: /16 of IPv4, /32 of IPv6."""
     address = _plain(host)

@@ -81,9 +81,21 @@ def paths_to(
     return tuple(paths)
 
 
-def path_reason(way: Way, own_reach: Reach, their_reach: Reach, relay: PeerId | None = None) -> str:
-    """Why a link goes `way`, as `p2pcompute peers` says it; `relay`: the peer that passes on, or passed the request on."""
-    through = f" through {short_peer_id(relay)}" if relay is not None else ""
+def path_reason(
+    way: Way,
+    own_reach: Reach,
+    their_reach: Reach,
+    relay: PeerId | None = None,
+    *,
+    called: str = "",
+    dialled: bool = False,
+) -> str:
+    """Why a link goes `way`, as `p2pcompute peers` says it.
+
+    `relay`: the peer that passes on, or passed the request on; `called`: its name for people, by default the short id; `dialled`: this
+    peer dialled the link.
+    """
+    through = f" through {called or short_peer_id(relay)}" if relay is not None else ""
     match way:
         case Way.LAN:
             return "direct: both are on one network"
@@ -91,10 +103,12 @@ def path_reason(way: Way, own_reach: Reach, their_reach: Reach, relay: PeerId | 
             return "direct: its router forwards a port to it"
         case Way.DIRECT if their_reach is Reach.PUBLIC:
             return "direct: it can be dialled from other networks"
-        case Way.DIRECT if own_reach in DIALLABLE:
+        case Way.DIRECT if own_reach in DIALLABLE and not dialled:
             return "direct: it dialled this peer, which can be dialled from other networks"
         case Way.DIRECT:
             return "direct: it answered at its address, though nobody has found out yet how it can be reached"
+        case Way.REVERSED if dialled:
+            return f"direct, dialled by this peer: it was asked to{through}, since it cannot be dialled itself"
         case Way.REVERSED:
             return f"direct, dialled by it: it cannot be dialled, this peer can, and it was asked{through}"
         case Way.RELAYED if own_reach is Reach.PRIVATE and their_reach is Reach.PRIVATE:

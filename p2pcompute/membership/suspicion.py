@@ -90,8 +90,12 @@ class Case:
     accusers: dict[bytes, PeerId] = field(default_factory=dict)
     #: Whether a probe, or for peers of the first version an inquiry, of this peer's own failed since it was opened.
     own_failed: bool = False
-    #: Signed accusations, for the suspect to see what it must refute.
+    #: When that was, monotonic seconds.
+    own_failed_at: float = 0.0
+    #: A signed accusation, for the suspect to see what it must refute.
     evidence: bytes | None = None
+    #: Whether it was sent to the suspect.
+    is_shown: bool = False
 
     def accuse(self, accuser: PeerId, group: bytes) -> bool:
         """`accuser`, who counts as `group`, accuses; whether that is a further voice."""

@@ -19,7 +19,7 @@ from p2pcompute.membership.suspicion import Inquiry
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import PeerEntry, PeerRecord, PeerStatus, PeerView
 from p2pcompute.model.seams import Rng
-from p2pcompute.wire.gossip import PREFIX_BYTES, LoadUpdate
+from p2pcompute.wire.gossip import PREFIX_BYTES, Announcement, LoadUpdate, announcement_wire
 from p2pcompute.wire.record import SignedRecord
 
 GONE = frozenset({PeerStatus.DEAD, PeerStatus.LEFT})
@@ -27,7 +27,12 @@ GONE = frozenset({PeerStatus.DEAD, PeerStatus.LEFT})
 GOSSIP_PROTOCOL = 2
 
 
-@dataclass(slots=True)
+def announcement_of(record: PeerRecord) -> bytes:
+    """The rumour that there is `record`."""
+    return announcement_wire(Announcement(record.peer[:PREFIX_BYTES], record.incarnation, record.sequence))
+
+
+@dataclass(slots=True, eq=False)
 class Row:
     """One other peer."""
 
@@ -112,6 +117,8 @@ class Table:
         self.rows: dict[PeerId, Row] = {}
         #: Whose record these bytes are: exactly the newest ones of `rows`.
         self._wires: dict[bytes, PeerId] = {}
+        #: What announces the newest record of a row: exactly one for each of `rows`. Most of what is told is known.
+        self._announcements: dict[bytes, Row] = {}
         #: Whose id begins so: exactly the peers of `rows`.
         self._prefixes: dict[bytes, PeerId] = {}
         #: When something about a row is due.
@@ -169,6 +176,10 @@ class Table:
         peer = self._wires.get(wire)
         return None if peer is None else self.rows[peer].signed.record
 
+    def announced(self, wire: bytes) -> Row | None:
+        """The row whose newest record the rumour `wire` announces, None where it announces another one, or is none."""
+        return self._announcements.get(wire)
+
     def with_prefix(self, start: bytes) -> Row | None:
         """The row of the peer whose id begins with `start` (`PREFIX_BYTES` or more)."""
         peer = self._prefixes.get(start[:PREFIX_BYTES])
@@ -184,6 +195,7 @@ class Table:
         status = PeerStatus.LEFT if signed.record.leaving else PeerStatus.ALIVE
         row = self.rows[peer] = Row(signed, status, now, now, was_alive=not signed.record.leaving)
         self._wires[signed.wire] = peer
+        self._announcements[announcement_of(signed.record)] = row
         self._prefixes[peer[:PREFIX_BYTES]] = peer
         self.changed(row)
         self.touch(row)
@@ -193,6 +205,8 @@ class Table:
         """Put a newer record of the same peer into `row`."""
         self._wires.pop(row.signed.wire, None)
         self._wires[signed.wire] = row.peer
+        self._announcements.pop(announcement_of(row.signed.record), None)
+        self._announcements[announcement_of(signed.record)] = row
         row.signed, row.renewed_at = signed, now
         load, record = row.load, signed.record
         if load is not None and (load.incarnation != record.incarnation or load.sequence <= record.sequence):
@@ -217,6 +231,7 @@ class Table:
         if row is None:
             return False
         self._wires.pop(row.signed.wire, None)
+        self._announcements.pop(announcement_of(row.signed.record), None)
         del self._prefixes[peer[:PREFIX_BYTES]]
         self._agenda.set(peer, None)
         self._gone.pop(peer, None)
@@ -303,8 +318,8 @@ class Table:
         return self._silent_at(row) <= now
 
     def _silent_at(self, row: Row) -> float:
-        # Who was heard, and gossips, is probed: its record need not be renewed to show that it lives.
-        is_probed = self.gossips and row.gossips and row.heard_at is not None
+        # Who gossips is probed: its record need not be renewed to show that it lives.
+        is_probed = self.gossips and row.gossips
         return row.renewed_at + (self._settings.forget_s if is_probed else self._settings.silence_max_s)
 
     def next_due(self, now: float) -> Row | None:
@@ -332,6 +347,7 @@ class Table:
         assert own.peer not in self.rows
         assert len(self.rows) <= self._settings.peers_max
         assert self._wires == {row.signed.wire: peer for peer, row in self.rows.items()}
+        assert self._announcements == {announcement_of(row.signed.record): row for row in self.rows.values()}
         assert self._prefixes == {peer[:PREFIX_BYTES]: peer for peer in self.rows}
         for peer, row in self.rows.items():
             record = row.signed.record

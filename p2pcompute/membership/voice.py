@@ -11,12 +11,16 @@ from collections.abc import Hashable
 from p2pcompute.membership.book_events import SendGossip, Way
 from p2pcompute.membership.common import Common
 from p2pcompute.membership.dissemination import RumourQueue
+from p2pcompute.membership.table import announcement_of
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import PeerRecord
-from p2pcompute.wire.gossip import PREFIX_BYTES, RUMOUR_OVERHEAD_BYTES, RUMOURS_ROOM_BYTES, Announcement, Rumours
-from p2pcompute.wire.gossip import announcement_wire as wire_of
+from p2pcompute.wire import gossip
+from p2pcompute.wire.gossip import PREFIX_BYTES, RUMOUR_OVERHEAD_BYTES, RUMOURS_ROOM_BYTES, Rumours
 from p2pcompute.wire.messages import Message
+
+#: Messages that fit into a datagram, always.
+_SMALL = (gossip.Probe, gossip.Ack, gossip.ProbeVia, gossip.ViaAck, gossip.Rumours, gossip.Digest, gossip.Piece)
 
 
 def record_subject(peer: bytes) -> Hashable:
@@ -89,8 +93,7 @@ class Voice:
 
     def announce(self, record: PeerRecord, mult: int | None = None) -> None:
         """There is a new record: say so."""
-        said = Announcement(record.peer[:PREFIX_BYTES], record.incarnation, record.sequence)
-        self.tell(record_subject(record.peer), wire_of(said), mult)
+        self.tell(record_subject(record.peer), announcement_of(record), mult)
 
     def tell(self, subject: Hashable, wire: bytes, mult: int | None = None) -> None:
         """Pass on the rumour `wire` about `subject`."""
@@ -101,7 +104,11 @@ class Voice:
         self._round_at = now
 
     def send(self, to: PeerId, message: Message, way: Way) -> None:
-        """Say `message`."""
+        """Say `message`. Where the link is gone meanwhile, what fits into a datagram goes in one, and the rest is lost with it."""
+        if way is Way.LINK and to not in self._common.links:
+            if not isinstance(message, _SMALL):
+                return
+            way = Way.DATAGRAM
         self._common.effects.append(SendGossip(to, message, way))
 
     # --- time ---------------------------------------------------------------------------------------------------------

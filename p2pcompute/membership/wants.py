@@ -6,12 +6,14 @@ has the record and does not send it in time is passed over for the next who said
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from p2pcompute.membership.agenda import Agenda
-from p2pcompute.membership.book_events import Way
+from p2pcompute.membership.book_events import Misbehaved, Way
 from p2pcompute.membership.common import Common
 from p2pcompute.membership.digests import Order
+from p2pcompute.membership.promises import Promises
 from p2pcompute.membership.voice import Voice
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
@@ -23,6 +25,7 @@ _SOURCES_MAX = 4
 _TRIES_MAX = 4
 #: Between two batches that are asked of one peer in datagrams, seconds: the answers to one fit into a socket's buffer.
 _BATCH_GAP_S = 0.2
+_BROKEN = "it announces records that nobody has, again and again; its announcements are ignored for now"
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class _Wanted:
     sources: list[PeerId]
     #: Whether it was found missing in a comparison, where whoever else lacks it will find the same.
     is_bulk: bool
+    #: On whose word it takes its place.
+    promised_by: PeerId
     #: How often it was asked for.
     tries: int = 0
 
@@ -49,13 +54,15 @@ class Wants:
         self._wanted: dict[bytes, _Wanted] = {}
         #: When each is asked for, again or for the first time.
         self._asks: Agenda[bytes] = Agenda()
+        #: On whose word, and who keeps it.
+        self._promises = Promises()
 
     def want(self, prefix: bytes, order: Order, source: PeerId, now: float, *, is_bulk: bool = False) -> None:
         """`source` has a record of `order`, which is newer than what is here. `is_bulk`: it was not announced."""
         wanted = self._wanted.get(prefix)
         if wanted is None:
-            if len(self._wanted) < limits.WANTS_MAX:
-                self._wanted[prefix] = _Wanted(order, [source], is_bulk)
+            if len(self._wanted) < limits.WANTS_MAX and self._promises.made(source, now):
+                self._wanted[prefix] = _Wanted(order, [source], is_bulk, source)
                 self._asks.set(prefix, now)
             return
         wanted.is_bulk = wanted.is_bulk and is_bulk
@@ -92,6 +99,8 @@ class Wants:
             wanted = self._wanted[prefix]
             if wanted.tries >= _TRIES_MAX:
                 del self._wanted[prefix]
+                if self._promises.broken(wanted.promised_by, now):
+                    self._common.effects.append(Misbehaved(wanted.promised_by, _BROKEN))
                 continue
             asked.setdefault(wanted.sources[0], []).append(prefix)
         for source, prefixes in asked.items():
@@ -115,8 +124,10 @@ class Wants:
         self._drop(peer[:PREFIX_BYTES])
 
     def _drop(self, prefix: bytes) -> None:
-        if self._wanted.pop(prefix, None) is not None:
+        wanted = self._wanted.pop(prefix, None)
+        if wanted is not None:
             self._asks.set(prefix, None)
+            self._promises.ended(wanted.promised_by)
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -125,6 +136,9 @@ class Wants:
         """Raises AssertionError where the state contradicts its own rules."""
         assert set(self._asks.keys) == set(self._wanted)
         assert len(self._wanted) <= limits.WANTS_MAX
+        assert len(self._promises) <= limits.PEERS_MAX
+        by = Counter(wanted.promised_by for wanted in self._wanted.values())
+        assert all(self._promises.open_of(peer) == count <= limits.WANTS_PER_SOURCE_MAX for peer, count in by.items())
         for wanted in self._wanted.values():
             assert 0 < len(wanted.sources) <= _SOURCES_MAX
             assert len(set(wanted.sources)) == len(wanted.sources)

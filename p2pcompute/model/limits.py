@@ -68,6 +68,8 @@ RECORD_EXPIRY_S = 3_600.0
 INCARNATION_AHEAD_MAX_S = 300.0
 #: Addresses in one record: interfaces of an ordinary laptop, both families.
 ADDRESSES_MAX = 16
+#: Host addresses of which each pure function of them remembers its answer: those of thousands of peers, about a megabyte.
+HOSTS_PARSED_MAX = 8_192
 #: Addresses that the joining machine tries to reach at the same time.
 DIALS_AT_ONCE_MAX = 8
 #: Addresses that the joining machine remembers.
@@ -76,6 +78,23 @@ CANDIDATES_MAX = 1_024
 ANCHORS_MIN = 4
 #: Peers for whose sake views are exchanged out of turn whose last time is remembered: those of a large office.
 EXCHANGES_REMEMBERED_MAX = 4_096
+
+# --- troubles ---------------------------------------------------------------------------------------------------------
+#: Addresses and peers whose troubles are remembered for people: more than anybody reads, 1 KiB each.
+TROUBLES_MAX = 1_024
+#: A trouble that has not come again for so long is forgotten.
+TROUBLE_KEPT_S = 3_600.0
+#: The same trouble is said in the log again after so long, with how often it came meanwhile.
+TROUBLE_SAID_AGAIN_S = 60.0
+#: Lines about troubles a second, all together, and as many at once: forged addresses must not fill a disk.
+TROUBLE_LINES_PER_SECOND = 4.0
+#: What no honest peer sends may come this often a second from one address before it is held against it: networks duplicate
+#: datagrams, restarts leave old ones under way.
+NONSENSE_FORGIVEN_PER_SECOND = 8.0
+#: And so much of it at once.
+NONSENSE_TOLERATED = 32.0
+#: Then its address is told again after so long, with how much it was.
+NONSENSE_TOLD_AGAIN_S = 10.0
 
 # --- datagrams --------------------------------------------------------------------------------------------------------
 #: A UDP datagram with everything in it: fits the 1,280 bytes that every IPv6 path carries, with room for tunnels.
@@ -132,6 +151,11 @@ RUMOURS_QUEUED_MAX = 2_048
 RUMOURS_REMEMBERED_MAX = 1_024
 #: Records that are asked for and have not come: a cold start among thousands; more are asked for in the next exchange.
 WANTS_MAX = 4_096
+#: Of them, how many on the word of one peer: all that a newcomer's first acquaintance in a network of 2,000 tells it.
+WANTS_PER_SOURCE_MAX = 2_048
+#: Records that one peer announced and nobody sent before it is not believed any more, and how fast one of them is forgiven.
+BROKEN_PROMISES_MAX = 256.0
+BROKEN_PROMISES_FORGIVEN_PER_SECOND = 1.0
 #: Records asked for in one datagram: the answer is as many datagrams, and a socket's buffer holds them.
 WANTS_PER_DATAGRAM_MAX = 32
 #: Records that are put together from pieces at a time: 8 KiB each.
@@ -146,8 +170,8 @@ PROBE_FOR_OTHER_S_MAX = 30.0
 PROBE_TIMEOUT_S_MAX = 3.0
 #: Questions about suspects that wait for their answer: one of each link about each of a few hundred peers that went at once.
 ANSWERS_HELD_MAX = 16_384
-#: Accusations of one peer heard a second: it makes one probe a second, and loses several links at once now and then.
-ACCUSATIONS_PER_SECOND = 2.0
+#: Accusations of one peer heard a second: it makes one probe a second, and may lose several links in one moment.
+ACCUSATIONS_PER_SECOND = 8.0
 #: Accusations that were proven wrong and are held against a peer before it is no longer listened to.
 FALSE_ACCUSATIONS_MAX = 10
 #: One of them is forgiven so often, seconds: a peer short of CPU time is wrong a few times a minute, a liar always.
@@ -257,7 +281,7 @@ CIRCUIT_DATA_BYTES_MAX = 32 * 1024
 CIRCUIT_WINDOW_BYTES = 256 * 1024
 #: The largest grant that is believed: room for later versions with faster circuits.
 CIRCUIT_GRANT_BYTES_MAX = 16 << 20
-#: Bulk on a relayed link is handed on only while less than this waits, so that control waits for 60 ms of a circuit's rate.
+#: Bulk on a relayed link is handed on only while less than this waits: with a chunk and the relay's window control waits for half a second.
 RELAYED_BULK_BUFFER_BYTES = 64 * 1024
 #: A circuit on which nothing moves for so long is closed: twice the silence after which the link inside it is dead.
 CIRCUIT_SILENCE_MAX_S = 90.0
@@ -275,6 +299,9 @@ DIAL_BACK_TIMEOUT_S = 3.0
 DIAL_BACK_INTERVAL_S = 10.0
 #: Reversed dials, and dial-backs, that run at a time.
 DIAL_BACKS_AT_ONCE_MAX = 8
+#: How long a peer that was asked to dial may take before it is reached through the relay instead: a wish, its way on, and a handshake over a
+#: slow line. What it dials later is taken all the same, in the relayed link's place.
+REVERSAL_PATIENCE_S = 4.0
 #: How often a peer finds out anew how it can be reached while nothing changes: routers and firewalls are changed by people.
 REACH_RECHECK_INTERVAL_S = 1_800.0
 #: Dial-backs asked for in one check: two that agree settle it, and three more outvote two that lie, fail or do not answer.

@@ -279,14 +279,15 @@ class BeaconShell:
 
 
 class _Receiver(asyncio.DatagramProtocol):
-    """Hands plausible datagrams on."""
+    """Hands datagrams on."""
 
     def __init__(self, heard: Callable[[bytes, Address], None]) -> None:
         self._heard = heard
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        if 0 < len(data) <= limits.BEACON_BYTES_MAX and 0 < addr[1] < 65536:
-            self._heard(data, source_address(addr))
+        if data and 0 < addr[1] < 65536:
+            # Cut off one byte beyond what may be: who hears it sees that it is no beacon, and from whom.
+            self._heard(data[: limits.BEACON_BYTES_MAX + 1], source_address(addr))
 
     def error_received(self, exc: Exception) -> None:
         # An ICMP answer to something we sent: nobody listens there, which is no news to a beacon.

@@ -48,6 +48,7 @@ class Turns:
     """Says whether it is a peer's turn again. Pure: takes `now`."""
 
     def __init__(self, pause_s: float) -> None:
+        #: Between two turns of one peer.
         self._pause_s = pause_s
         #: When each peer last had its turn, longest ago first; bounded.
         self._last: OrderedDict[PeerId, float] = OrderedDict()
@@ -77,7 +78,9 @@ class DialBacks:
     """Asks for dial-backs, and makes them for others."""
 
     def __init__(self, door: RelayDoor, clock: Clock, *, interval_s: float = limits.DIAL_BACK_INTERVAL_S) -> None:
+        #: The hub, which probes.
         self._door = door
+        #: For turns.
         self._clock = clock
         #: Whose turn it is.
         self._turns = Turns(interval_s)
@@ -85,6 +88,7 @@ class DialBacks:
         self._running = 0
         #: What is asked and not answered: link and number.
         self._asked: dict[tuple[Link, int], asyncio.Future[DialedBack]] = {}
+        #: The number of the next question; never used twice.
         self._next = 1
 
     async def ask(self, link: Link, addresses: Sequence[Address]) -> DialBackResult:
@@ -124,7 +128,11 @@ class DialBacks:
                 future.set_exception(error)
 
     def asked(self, link: Link, message: DialBack) -> None:
-        """A linked peer wants to be dialled."""
+        """A linked peer wants to be dialled, or, where it names no address, only to know from where it is seen."""
+        if not message.addresses:
+            # It costs no more than a ping, so it takes no turn: whoever asks this first may ask for a dial at once.
+            link.send(DialedBack(message.nonce, (), _seen(link)))
+            return
         refused = ""
         if self._running >= limits.DIAL_BACKS_AT_ONCE_MAX:
             refused = "this peer dials for others already: ask again, or another peer"

@@ -30,22 +30,16 @@ from p2pcompute.net.gate import Gate
 from p2pcompute.net.link import CLOSE_TIMEOUT_S, Link
 from p2pcompute.net.link_choice import Rival, Verdict, least_useful, verdict, worth_proposing
 from p2pcompute.net.link_life import RELAYED, Admission, LinkSettings, LinkState, Route
+from p2pcompute.net.link_loss import DUPLICATE, IDLE, PROBE, loss_reason
 from p2pcompute.net.relay import Reaching
 from p2pcompute.net.relay_book import RelaySettings
 from p2pcompute.net.relay_pipe import Pipes
 from p2pcompute.net.stream_carrier import TlsIdentity, TlsTransport
 from p2pcompute.net.transport import Transport
 from p2pcompute.net.websocket_carrier import WebSocketDoor
-from p2pcompute.wire.messages import Goodbye, Hello, Message
+from p2pcompute.wire.messages import Hello, Message
 from p2pcompute.wire.versions import negotiate
 
-#: Goodbye of a connection that another one replaces.
-DUPLICATE = "duplicate"
-#: Goodbye of a link that makes room for others, and of a connection that only asked who is there.
-IDLE = "idle"
-PROBE = "probe"
-#: Goodbyes that mean no harm to anybody.
-_KIND_GOODBYES = ("leaving", DUPLICATE, IDLE, PROBE)
 #: How long a dial that lost waits for the link that won.
 WINNER_TIMEOUT_S = 2.0
 #: Links are looked after so many times in a heartbeat, so that silence is noticed soon after it is too long.
@@ -502,7 +496,7 @@ class LinkHub:
         """A carrier is gone."""
         self._open.pop(link, None)
         self._half_open.pop(link, None)
-        reason = self._reason(link, error)
+        reason = loss_reason(link, error, self._identity.tls_error)
         was_up = link.admitted and self._links.get(link.peer) is link
         if was_up:
             del self._links[link.peer]
@@ -521,22 +515,6 @@ class LinkHub:
         else:
             future.set_exception(reason or LinkClosedError(f"{link.named()} hung up: it is stopping"))
 
-    def _reason(self, link: Link, error: Exception | None) -> P2PComputeError | None:
-        if link.failure is not None:
-            return link.failure
-        farewell = link.farewell
-        if farewell is not None:
-            return None if farewell.reason in _KIND_GOODBYES else _error_of(farewell, link)
-        if link.state_before_loss is LinkState.LEAVING:
-            return None
-        if isinstance(error, P2PComputeError) and not link.used:
-            return error  # a circuit knows what it means
-        if error is not None and not link.used:
-            return self._identity.tls_error(error, link.dialled)
-        if not link.used:
-            return LinkClosedError(f"{link.named()} hung up before the link was up")
-        return LinkClosedError(f"the connection to {link.named()} broke{f' ({error})' if error else ''}")
-
     async def _await_winner(self, link: Link, future: asyncio.Future[Link]) -> None:
         """The other side has closed this connection for another one: wait until that is up here too."""
         deadline = self._clock.monotonic() + WINNER_TIMEOUT_S
@@ -550,12 +528,3 @@ class LinkHub:
                 )
             else:
                 await asyncio.sleep(0.02)
-
-
-def _error_of(farewell: Goodbye, link: Link) -> P2PComputeError:
-    """The other side's reason for hanging up."""
-    if farewell.reason in set(AdmissionReason):
-        return AdmissionError(AdmissionReason(farewell.reason), f"refused this peer: {farewell.text}", link.named())
-    if farewell.reason == BusyError.__name__:
-        return BusyError(f"{link.named()} is busy: {farewell.text}")
-    return LinkClosedError(f"{link.named()} hung up ({farewell.reason}): {farewell.text}")

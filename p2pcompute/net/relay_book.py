@@ -83,6 +83,7 @@ class RelayBook:
     """Reservations, circuits and meters of one relay."""
 
     def __init__(self, settings: RelaySettings) -> None:
+        #: What is given.
         self._settings = settings
         #: When each reservation ends; at most `reservations_max` of them.
         self._reserved: dict[PeerId, float] = {}

@@ -44,13 +44,17 @@ class RelayCarrier:
         *,
         handshake_timeout_s: float,
     ) -> None:
+        #: What it carries.
         self._link = link
+        #: This peer's first message.
         self._hello = hello
         #: Makes plain bytes of ciphertext and back.
         self._pipe = pipe
+        #: Where this end stands under its number.
         self._circuits = circuits
         #: The link to the relay.
         self._outer = outer
+        #: Exactly one of the two is called, once.
         self._opened = opened
         self._failed = failed
         #: Set by `begin`.
@@ -72,6 +76,7 @@ class RelayCarrier:
         self._is_closing = False
         #: Nothing is sent or taken any more.
         self._is_over = False
+        #: Whether the link to the relay is to say when it has room.
         self._waits_for_room = False
         #: Ends a handshake, later a close, that takes too long.
         self._timer = asyncio.get_running_loop().call_later(handshake_timeout_s, self._too_slow)

@@ -55,12 +55,17 @@ class RelayEnds:
         *,
         handshake_timeout_s: float,
     ) -> None:
+        #: The hub.
         self._door = door
+        #: Where the ends stand.
         self._circuits = circuits
         #: Keep circuits private.
         self._pipes = pipes
+        #: This peer's first message.
         self._hello = hello
+        #: For the ends of reservations.
         self._clock = clock
+        #: For a circuit to open and TLS inside it to be through.
         self._handshake_timeout_s = handshake_timeout_s
         #: Reservations that are asked for, by the link on which; one at a time on each.
         self._asked: dict[Link, asyncio.Future[RelayReserved]] = {}

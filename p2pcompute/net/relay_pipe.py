@@ -78,7 +78,9 @@ class TlsPipe:
     def __init__(self, identity: PipeIdentity, *, dialled: bool) -> None:
         self.ready = False
         self.ended = False
+        #: Says what errors mean.
         self._identity = identity
+        #: Whether this end dialled.
         self._dialled = dialled
         #: Ciphertext from the other end, and for it.
         self._incoming = ssl.MemoryBIO()
@@ -87,6 +89,7 @@ class TlsPipe:
         if dialled:
             # Here, right before it is used: the context is shared with the carriers that dial.
             context.set_alpn_protocols([ALPN_STREAM])
+        #: TLS itself.
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialled)
 
     def start(self) -> None:
@@ -170,10 +173,14 @@ class ClearPipe:
     def __init__(self, leaf: bytes) -> None:
         self.ready = False
         self.ended = False
+        #: What this end shows, and what the other one has shown.
         self._own = leaf
         self._theirs = b""
+        #: What came before the other end's leaf was complete; empty afterwards.
         self._unread = bytearray()
+        #: What `take` gives next.
         self._outgoing = bytearray()
+        #: Whether the own leaf was shown.
         self._started = False
 
     def start(self) -> None:

@@ -48,6 +48,7 @@ class RelayServer:
         self._door = door
         #: All legs of this peer, those of the relay among them.
         self._legs = circuits
+        #: For rates, silences and reservations.
         self._clock = clock
         #: What is given.
         self._settings = settings or RelaySettings()
@@ -194,6 +195,7 @@ class _Circuit:
     """Two legs and what they have in common."""
 
     def __init__(self, server: RelayServer, link: Link, wanted: CircuitOpen, onward: Link) -> None:
+        #: The relay.
         self.server = server
         #: When a byte last moved, or the circuit began.
         self.moved_at = self.opened_at = server.now()
@@ -201,6 +203,7 @@ class _Circuit:
         self.accepted = False
         #: When what is left of it must have been delivered, once one side has ended.
         self.drain_until: float | None = None
+        #: The two sides; each is the other's `other`.
         self.asker = _Leg(self, link)
         self.target = _Leg(self, onward)
         self.asker.other, self.target.other = self.target, self.asker
@@ -244,9 +247,12 @@ class _Leg:
     """One side of a circuit at the relay: what it sent is put into the other's queue, and its own queue is what goes to it."""
 
     def __init__(self, circuit: _Circuit, link: Link) -> None:
+        #: What it is a side of.
         self._circuit = circuit
+        #: The link to this side, and whose it is.
         self.link = link
         self.peer = link.peer
+        #: Its number on that link; 0 before it has one.
         self.number = 0
         #: The other side; set before anything is said.
         self.other: _Leg = self

@@ -37,13 +37,17 @@ class Reversals:
         *,
         interval_s: float = limits.DIAL_BACK_INTERVAL_S,
     ) -> None:
+        #: The hub, which dials.
         self._door = door
+        #: Finds the peer between, or says why not.
         self._outer = outer
+        #: For turns.
         self._clock = clock
         #: Links that are awaited, by peer, with the peer between.
         self._wished: dict[PeerId, tuple[PeerId, asyncio.Future[Link]]] = {}
-        #: Pairs are too many to remember: an asker has a turn for each target, known by the bytes of both.
+        #: Turns of pairs, known by the bytes of both ids: an asker has one for each target.
         self._passed_on = Turns(interval_s)
+        #: Turns of those for whom this peer dials.
         self._dialled = Turns(interval_s)
         #: Dials for others that run now.
         self._running = 0

@@ -153,10 +153,11 @@ class SessionUp:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Somebody at `address` was refused, or did not answer; told at most once a second for one address."""
+    """Somebody at `address` was refused, or did not answer; told at most once a second for one host. `times`: how often since then."""
 
     address: Address
     error: P2PComputeError
+    times: int = 1
 
 
 Effect = Transmit | Delivered | SessionUp | Refused

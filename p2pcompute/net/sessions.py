@@ -100,6 +100,7 @@ class Sessions:
         self._judge = Judge(self.table, identity.admit, self._settings)
         self._refusals = Refusals()
         self._count = self._refusals.count
+        self._blame = self._refusals.blame
         self._refuse = self._refusals.refuse
         #: What was refused or lost, by reason (`Why`).
         self.counts: Mapping[str, int] = self._refusals.counts
@@ -216,13 +217,13 @@ class Sessions:
             now,
         )
 
-    def _cookie(self, said: Cookie, now: float) -> Sequence[Effect]:
+    def _cookie(self, said: Cookie, source: Address, now: float) -> Sequence[Effect]:
         attempt, candidate = self._attempts.by_index.get(said.receiver, (None, None))
         if attempt is None or candidate is None or candidate.stage not in (Stage.HELLO, Stage.PROOF):
-            return self._count(Why.STALE)
+            return self._blame(Why.STALE, source, now)
         is_known = candidate.stage is Stage.PROOF and candidate.cookie == said.cookie
         if is_known or candidate.cookies >= _COOKIES_ANSWERED_MAX or attempt.is_proving_elsewhere(candidate, now):
-            return self._count(Why.STALE)
+            return self._blame(Why.STALE, source, now)
         candidate.answered(now)
         generation = self.table.generation(attempt.expected) if attempt.expected is not None else 0
         proof = self._handshaker.prove(attempt.ephemeral, candidate.index, said.cookie, generation)
@@ -232,7 +233,7 @@ class Sessions:
     def _accept(self, said: Accept, data: bytes, source: Address, now: float) -> Sequence[Effect]:
         attempt, candidate = self._attempts.by_index.get(said.receiver, (None, None))
         if attempt is None or candidate is None or candidate.stage is not Stage.PROOF:
-            return self._count(Why.STALE)
+            return self._blame(Why.STALE, source, now)
         candidate.answered(now)
         try:
             shown, keys = self._handshaker.judge_accept(
@@ -265,13 +266,13 @@ class Sessions:
 
     def _proof(self, said: Proof, data: bytes, source: Address, now: float) -> Sequence[Effect]:
         if not self._cookies.holds(said.cookie, source, said.ephemeral, now):
-            self._count(Why.COOKIE)
-            return self._hello(Hello(said.sender, said.ephemeral), source, now)
+            told = self._blame(Why.COOKIE, source, now)
+            return [*told, *self._hello(Hello(said.sender, said.ephemeral), source, now)]
         proof_digest = digest(data)
         known = self.table.by_proof.get(proof_digest)
         if known is not None:
             if known.is_confirmed:
-                return self._count(Why.REPLAY)
+                return self._blame(Why.REPLAY, source, now)
             known.accept_repeated = True
             return [Transmit(known.accept, source)]
         if not self._rates.admits_handshake(source.host, now):
@@ -326,23 +327,23 @@ class Sessions:
 
     def _sealed(self, data: bytes, source: Address, now: float) -> Sequence[Effect]:
         if len(data) < SEALED_BYTES_MIN:
-            return self._count(Why.SIZE)
+            return self._blame(Why.SIZE, source, now)
         _, index, counter = SEALED_HEAD.unpack_from(data)
         session = self.table.by_index.get(index)
         if session is None:
             return self._sealed_for_nobody(index, counter, source, now)
         is_elsewhere = source is not session.address and source != session.address
         if is_elsewhere and not self._rates.admits_strange(source.host, now):
-            return self._count(Why.RATE)
+            return self._blame(Why.RATE, source, now)
         opener = session.opener
         if not opener.is_fresh(counter):
             session.replayed += 1
-            return self._count(Why.REPLAY)
+            return self._blame(Why.REPLAY, source, now)
         newest = opener.newest
         plain = opener.open(data, counter)
         if plain is None:
             session.unsealed += 1
-            return self._count(Why.SEAL)
+            return self._blame(Why.SEAL, source, now)
         session.heard_at = now
         session.unanswered_since = None
         session.asked = False
@@ -380,18 +381,19 @@ class Sessions:
         return self._use(session, now)
 
     def _sealed_for_nobody(self, index: int, counter: int, source: Address, now: float) -> Sequence[Effect]:
-        self._count(Why.UNKNOWN)
+        told = self._blame(Why.UNKNOWN, source, now)
         if not self._rates.admits_strange(source.host, now) or not self._hints.admits(source.host, now):
-            return self._count(Why.RATE)
-        return [Transmit(write_unknown(self._handshaker.tag, index, counter), source)]
+            self._count(Why.RATE)
+            return told
+        return [*told, Transmit(write_unknown(self._handshaker.tag, index, counter), source)]
 
     def _unknown(self, said: Unknown, source: Address, now: float) -> Sequence[Effect]:
         session = self.table.by_remote.get((said.receiver, source))
         if session is None or session.entry is None:
-            return self._count(Why.STALE)
+            return self._blame(Why.STALE, source, now)
         sent = session.sealer.counter
         if not sent - limits.REPLAY_WINDOW <= said.counter < sent or session.entry.best is not session:
-            return self._count(Why.STALE)
+            return self._blame(Why.STALE, source, now)
         return self._refresh(session.entry, (), now)
 
     def drop(self, peer: PeerId) -> None:
@@ -426,26 +428,26 @@ class Sessions:
     def receive(self, data: bytes, source: Address, now: float) -> Sequence[Effect]:
         """A datagram came from `source`. Nothing that it holds raises an error."""
         if not DATAGRAM_BYTES_MIN <= len(data) <= limits.DATAGRAM_BYTES_MAX:
-            return self._count(Why.SIZE)
+            return self._blame(Why.SIZE, source, now)
         if not self._rates.admits(source.host, now):
             return self._refuse(Why.RATE, source, BusyError(f"too many datagrams from {source.host}"), now)
         if data[0] == _SEALED:
             return self._sealed(data, source, now)
         if not self._rates.admits_strange(source.host, now):
-            return self._count(Why.RATE)
+            return self._blame(Why.RATE, source, now)
         if data[2 : 2 + TAG_BYTES] != self._handshaker.tag:
-            return self._count(Why.FOREIGN)
+            return self._blame(Why.FOREIGN, source, now)
         if data[1] != VERSION:
-            return self._count(Why.VERSION)
+            return self._blame(Why.VERSION, source, now)
         try:
             said = decode_handshake(data)
         except PeerError:
-            return self._count(Why.MALFORMED)
+            return self._blame(Why.MALFORMED, source, now)
         match said:
             case Hello():
                 return self._hello(said, source, now)
             case Cookie():
-                return self._cookie(said, now)
+                return self._cookie(said, source, now)
             case Proof():
                 return self._proof(said, data, source, now)
             case Accept():

@@ -306,6 +306,10 @@ class TlsTransport:
     async def stop(self) -> None:
         """Take no more connections; handshakes under way are dropped."""
         listening, self._listening = self._listening, []
+        # What was accepted last has begun its handshake after one turn of the loop, and after another asyncio's transport knows its
+        # protocol: cancelled before that, it would never be closed.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         tasks = list(self._accepting)
         for task in tasks:
             task.cancel()

@@ -39,8 +39,8 @@ class UdpEvents(Protocol):
     def session_up(self, peer: PeerId, address: Address, admission: Admitted) -> None:
         """A handshake with `peer` is done: its first, after a restart, or for fresh keys."""
 
-    def refused(self, address: Address, error: P2PComputeError) -> None:
-        """Somebody at `address` was refused, or did not answer; at most once a second for one address."""
+    def refused(self, address: Address, error: P2PComputeError, times: int) -> None:
+        """Somebody at `address` was refused, or did not answer; at most once a second for one host. `times`: how often since then."""
 
 
 class UdpEndpoint:
@@ -145,8 +145,8 @@ class UdpEndpoint:
                     self._events.datagram(peer, channel, payload, source)
                 case SessionUp(peer, address, admission):
                     self._events.session_up(peer, address, admission)
-                case Refused(address, error):
-                    self._events.refused(address, error)
+                case Refused(address, error, times):
+                    self._events.refused(address, error, times)
 
     def _arm(self) -> None:
         deadline = self._sessions.deadline()

@@ -83,7 +83,7 @@ class ControlMethods:
 
     async def _status(self, _: ControlCall) -> Document:
         peer = self._peer
-        row = status.peer_row(peer.own.record, None, None, None)
+        row = status.peer_row(peer.own.record, None, None, None, name_of=peer.name_of)
         identity = peer.identity
         return {
             **row,
@@ -99,6 +99,7 @@ class ControlMethods:
             "uptime_s": round(peer.uptime_s, 3),
             "bootstrap": [str(address) for address in peer.config.bootstrap],
             "links": len(peer.overlay.hub.links),
+            "reaching": status.reach_document(peer.side, peer.name_of),
             "tasks_done": peer.lender.tasks_done,
             "troubles": {whom: trouble.what for whom, trouble in peer.overlay.troubles.items()},
         }
@@ -109,12 +110,14 @@ class ControlMethods:
             return None
         trouble = self._peer.overlay.troubles.get(short_peer_id(peer_id))
         link = self._peer.overlay.hub.links.get(peer_id)
-        return status.peer_row(entry.record, entry, link, trouble.what if trouble is not None else None)
+        name_of = self._peer.name_of
+        way = status.way_of(self._peer.side, link, peer_id, name_of)
+        return status.peer_row(entry.record, entry, link, trouble.what if trouble is not None else None, way, name_of)
 
     async def _peers(self, _: ControlCall) -> Document:
         view = self._peer.view
         return {
-            "own": status.peer_row(view.own, None, None, None),
+            "own": status.peer_row(view.own, None, None, None, name_of=self._peer.name_of),
             "peers": [self._row(entry.record.peer) for entry in view.entries],
             "troubles": {whom: trouble.what for whom, trouble in self._peer.overlay.troubles.items()},
         }

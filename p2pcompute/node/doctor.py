@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import P2PComputeError
@@ -27,6 +28,7 @@ from p2pcompute.node.config import PeerConfig, load_config
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.networks import Networks, NetworkSummary
 from p2pcompute.node.running import find_running
+from p2pcompute.node.status import reach_text
 from p2pcompute.wire.membership import window_needs_renewal
 
 PYTHON_OLDEST = (3, 11)
@@ -243,6 +245,7 @@ class Doctor:
                     f"{status['name']} at port {status['port']}, {links} {'link' if links == 1 else 'links'}",
                 )
             )
+            findings += _reach_findings(subject, status)
             findings += [
                 Finding(subject, Level.WARN, f"trouble with {whom}: {what}")
                 for whom, what in sorted(status.get("troubles", {}).items())
@@ -294,6 +297,36 @@ class Doctor:
             yield Finding("GPU", Level.WARN, str(error))
         else:
             yield Finding("GPU", Level.OK, ", ".join(gpu.name for gpu in gpus) or "none found")
+
+
+def _reach_findings(subject: str, status: Mapping[str, Any]) -> Iterator[Finding]:
+    """How a running peer can be reached, and whether its datagrams get through."""
+    reaching = status.get("reaching")
+    if reaching is None:  # of an earlier version
+        return
+    reach, relays = reaching["reach"], [str(relay["name"]) for relay in reaching["relays"]]
+    words = f"reach {reach}: {reach_text(reach, reaching['external'], relays, reaching['mapping'])}"
+    serves = reaching["serves"]
+    if serves["reserved"]:
+        words += f"; it is the relay of {serves['reserved']}, and has passed on {serves['bytes'] / 1e6:.1f} MB"
+    if reach == "private" and not relays:
+        why = "".join(f"; {name}: {text}" for name, text in reaching["refusals"].items())
+        yield Finding(
+            subject,
+            Level.WARN,
+            words + why,
+            f"forward TCP and UDP port {status['port']} in the router, or have a peer that others can dial in the network",
+        )
+    else:
+        yield Finding(subject, Level.OK, words)
+    datagrams = reaching["datagrams"]
+    if datagrams["links"] and not datagrams["sessions"]:
+        yield Finding(
+            subject,
+            Level.WARN,
+            f"no UDP datagrams get through, to none of {datagrams['links']} linked peers: what goes by UDP goes over links, slower",
+            f"allow UDP port {status['port']} in the firewall, in both directions",
+        )
 
 
 def _is_bound(port: int) -> bool:

@@ -1,7 +1,7 @@
 """The one place that feeds the pure machines and performs their effects.
 
 A `Pump` owns one machine: events go in through `feed`, effects go out through handlers by type, the machine's one
-deadline becomes one timer of the loop. Feeding from inside a handler queues the event, so a machine is
+deadline becomes one timer of the loop; a timer that comes too early, since the deadline has moved on, is set again and tells nobody. Feeding from inside a handler queues the event, so a machine is
 never entered twice and effects are performed in the order of their causes.
 """
 
@@ -61,8 +61,10 @@ class Pump(Generic[Event, Effect]):
         self._events: deque[Event] = deque()
         #: Whether `feed` is on the stack.
         self._busy = False
+        #: Calls `_ring`; None where nothing is due.
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        #: The deadline for which `_timer` was set; not after the machine's.
+        self._timer_at = 0.0
         self._stopped = False
 
     def feed(self, event: Event) -> None:
@@ -98,7 +100,8 @@ class Pump(Generic[Event, Effect]):
     def _arm(self) -> None:
         deadline = None if self._stopped else self._machine.deadline()
         if self._timer is not None:
-            if deadline is not None and deadline == self._timer_at:
+            # Deadlines move at almost every event, mostly away: a new timer each time would cost more than one that comes early.
+            if deadline is not None and self._timer_at <= deadline:
                 return
             self._timer.cancel()
             self._timer = None
@@ -109,4 +112,8 @@ class Pump(Generic[Event, Effect]):
 
     def _ring(self) -> None:
         self._timer = None
-        self.feed(self._tick)
+        deadline = self._machine.deadline()
+        if deadline is not None and deadline > self._timer_at:
+            self._arm()
+        else:
+            self.feed(self._tick)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from p2pcompute.membership import book
 from p2pcompute.membership.locality import Network, locality
 from p2pcompute.model import limits
-from p2pcompute.model.errors import P2PComputeError, ProtocolError
-from p2pcompute.model.ids import PeerId, short_peer_id
+from p2pcompute.model.errors import AdmissionError, AdmissionReason, P2PComputeError, ProtocolError
+from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address, PeerRecord
 from p2pcompute.net.link import Link
 from p2pcompute.net.udp import UdpEndpoint
@@ -31,7 +31,7 @@ class Gossiping:
     """Carries gossip; implements `net.udp.UdpEvents`.
 
     `feed`: hands an event to the peer book; `record(peer)`: the newest record of a peer; `link(peer)`: the open link to it;
-    `trouble(whom, what)`: notes what went wrong.
+    `trouble(whom, what, times)`: notes what went wrong; `misdeed(peer, what)`: and what a member did.
     """
 
     def __init__(
@@ -40,13 +40,15 @@ class Gossiping:
         record: Callable[[PeerId], PeerRecord | None],
         link: Callable[[PeerId], Link | None],
         wall: Callable[[], float],
-        trouble: Callable[[str, str], None],
+        trouble: Callable[[str, str, int], None],
+        misdeed: Callable[[PeerId, str], None],
     ) -> None:
         self._feed = feed
         self._record = record
         self._link = link
         self._wall = wall
         self._trouble = trouble
+        self._misdeed = misdeed
         #: None where this peer has no UDP port.
         self._udp: UdpEndpoint | None = None
         #: Takes what comes for the address book; None where there is none.
@@ -82,8 +84,9 @@ class Gossiping:
 
     def addresses_of(self, peer: PeerId) -> tuple[Address, ...]:
         """Where `peer` says that it is, nearest first."""
-        record = self._record(peer)
-        if record is None:
+        record, link = self._record(peer), self._link(peer)
+        if record is None or (link is not None and link.relayed):
+            # Whom only a relay reaches has no address at which it could be greeted: others' machines may be there instead.
             return ()
         return tuple(sorted(record.addresses, key=lambda address: locality(address.host, self.networks)))
 
@@ -107,7 +110,7 @@ class Gossiping:
         try:
             message = GOSSIP_CODEC.decode(payload, bytes_max=limits.DATAGRAM_PAYLOAD_BYTES_MAX)
         except ProtocolError as error:
-            self._trouble(short_peer_id(peer), f"sent gossip that cannot be read: {error.reason_text}")
+            self._misdeed(peer, f"sent gossip that cannot be read: {error.reason_text}")
             return
         if isinstance(message, Records):
             self._feed(book.RecordsHeard(peer, message.records, self._wall()))
@@ -117,6 +120,9 @@ class Gossiping:
     def session_up(self, peer: PeerId, address: Address, admission: Admitted) -> None:
         """Called by the endpoint: who wants to send has been waiting for it there."""
 
-    def refused(self, address: Address, error: P2PComputeError) -> None:
+    def refused(self, address: Address, error: P2PComputeError, times: int) -> None:
         """Called by the endpoint: what came from `address` was refused, or nobody answers there."""
-        self._trouble(address.host, f"datagrams refused: {error}")
+        if isinstance(error, AdmissionError) and error.reason is AdmissionReason.SELF:
+            return  # two homes may have the same private addresses; that is nobody's fault
+        # Without its port, which in a flood is another one each time.
+        self._trouble(address.host, f"datagrams refused: {error}".replace(str(address), address.host), times)

@@ -8,8 +8,7 @@ the rest of the peer is told through `OverlayEvents`. Refuses to know what a job
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -17,17 +16,25 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.membership import beacons, book, joining
 from p2pcompute.membership.locality import parse_networks
 from p2pcompute.model import limits
-from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, P2PComputeError
+from p2pcompute.model.errors import (
+    AdmissionError,
+    AdmissionReason,
+    LinkClosedError,
+    P2PComputeError,
+    ProtocolError,
+)
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.peer import Address, PeerRecord, PeerView, Relay
 from p2pcompute.model.seams import Clock
 from p2pcompute.net.beacon import BeaconShell
 from p2pcompute.net.link import Link
 from p2pcompute.net.links import LinkHub
+from p2pcompute.net.nonsense import Nonsense
 from p2pcompute.node.driver import Observe, Pump
 from p2pcompute.node.gossiping import Gossiping
 from p2pcompute.node.own_record import OwnRecord
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.troubles import Trouble, Troubles
 from p2pcompute.wire.messages import (
     Message,
     Records,
@@ -41,6 +48,8 @@ from p2pcompute.wire.messages import (
 _PERMANENT = frozenset(AdmissionReason) - {AdmissionReason.NOT_YET_VALID}
 #: Bytes of the throughput measurement of a link: long enough to leave slow start on a LAN.
 BANDWIDTH_PROBE_BYTES = 1 << 20
+#: A record that names the same ways to its peer as the one before is passed on to those who follow ways only so often, seconds.
+WAYS_AGAIN_S = 60.0
 #: Links are measured one at a time, so many seconds apart.
 MEASURE_INTERVAL_S = 1.0
 #: Up to so many links all of them are measured, beyond only those that the own record lists.
@@ -82,15 +91,6 @@ class Listener(Protocol):
         """`peer` died, left or was revoked."""
 
 
-@dataclass(slots=True)
-class Trouble:
-    """The last thing that went wrong with an address or a peer, for people."""
-
-    what: str
-    at: float
-    count: int = 1
-
-
 async def _no_relays(peer: PeerId, relay: Relay) -> object:
     raise LinkClosedError(f"{short_peer_id(peer)} can be reached through a relay only, and this peer uses none")
 
@@ -117,11 +117,22 @@ class Overlay:
         self._wall = clock.wall
         self._observe = observe
         self._peer_book = peer_book
+        #: Whom the owner has revoked.
+        self._banned: set[PeerId] = set()
         #: Who else follows links and records.
         self._listeners: tuple[Listener, ...] = ()
+        #: Records that the others are still to be told of; empty between events.
+        self._news: list[PeerRecord] = []
+        #: What they were last told of each peer's ways, and when, monotonic seconds; at most `limits.PEERS_MAX`.
+        self._ways_told: dict[PeerId, tuple[tuple[object, ...], float]] = {}
         #: Carries gossip.
         self.gossiping = Gossiping(
-            lambda event: self.book.feed(event), peer_book.record, self.open_link, self._wall, self.trouble
+            lambda event: self.book.feed(event),
+            peer_book.record,
+            self.open_link,
+            self._wall,
+            self.trouble,
+            self.misdeed,
         )
         #: How a peer that nobody can dial is reached through a relay; `reaching.py` sets it.
         self.dial_through: Callable[[PeerId, Relay], Awaitable[object]] = _no_relays
@@ -130,8 +141,10 @@ class Overlay:
         #: Set by `attach`.
         self._hub: LinkHub | None = None
         self._beacon: Pump[beacons.Event, beacons.Effect] | None = None
-        #: Last trouble by address or short peer id; bounded like the candidates.
-        self.troubles: dict[str, Trouble] = {}
+        #: What went wrong lately, by address or short peer id.
+        self._troubles = Troubles()
+        #: Who sends nonsense to the beacons' port.
+        self._nonsense = Nonsense()
         self.book: Pump[book.Event, book.Effect] = Pump(
             peer_book,
             {
@@ -142,14 +155,15 @@ class Overlay:
                 book.AnswerSuspect: self._answer_suspect,
                 book.ViewChanged: lambda _: self._events.network_event("view_changed", self._own.record.peer, ""),
                 book.PeerAppeared: lambda e: self._events.network_event("peer_appeared", e.peer, ""),
-                book.PeerDied: lambda e: self._gone("peer_died", e.peer, e.reason),
+                book.PeerDied: self._died,
                 book.PeerLeft: lambda e: self._gone("peer_left", e.peer, ""),
                 book.RaiseIncarnation: self._raise_incarnation,
                 book.Learned: self._learned,
-                book.Misbehaved: lambda e: self.trouble(short_peer_id(e.peer), e.reason),
+                book.Misbehaved: lambda e: self.misdeed(e.peer, e.reason),
             },
             book.Tick(),
             clock,
+            drained=self._tell_news,
             observe=observe,
         )
         self.joining: Pump[joining.Event, joining.Effect] = Pump(
@@ -166,6 +180,11 @@ class Overlay:
     def view(self) -> PeerView:
         """The network as this peer sees it now."""
         return self._peer_book.view
+
+    @property
+    def troubles(self) -> Mapping[str, Trouble]:
+        """What went wrong lately, by address or short peer id."""
+        return self._troubles.lately(self._clock.monotonic())
 
     def attach(self, hub: LinkHub, listeners: tuple[Listener, ...] = ()) -> None:
         """Use `hub`, which is about to listen, and tell `listeners`."""
@@ -201,6 +220,7 @@ class Overlay:
                 beacons.Answer: lambda e: shell.answer(e.to),
                 beacons.PeerHinted: self._hinted,
                 beacons.ViewsDiffer: views_differ,
+                beacons.Nonsense: self._beacon_nonsense,
             },
             beacons.Tick(),
             self._clock,
@@ -220,6 +240,7 @@ class Overlay:
     def ban(self, peers: Iterable[PeerId]) -> None:
         """The owner has revoked `peers`: forget them and take nothing of them any more."""
         for peer in peers:
+            self._banned.add(peer)
             self.book.feed(book.PeerBanned(peer))
             self.joining.feed(joining.PeerForgotten(peer))
 
@@ -253,7 +274,7 @@ class Overlay:
 
     def link_up(self, link: Link) -> None:
         """Called by the hub."""
-        self.troubles.pop(short_peer_id(link.peer), None)
+        self._troubles.forgive(short_peer_id(link.peer))
         self.book.feed(book.LinkOpened(link.peer, link.hello.record, link.rtt_s, link.admission.invitation))
         dialled_at = link.remote if link.dialled and not link.relayed else None
         self.joining.feed(joining.LinkUp(link.peer, dialled_at, link.relayed))
@@ -287,7 +308,7 @@ class Overlay:
             return  # replaced by a better link to the same peer
         reason = str(error) if error is not None else ""
         if error is not None:
-            self.trouble(short_peer_id(link.peer), reason)
+            self.trouble(short_peer_id(link.peer), reason, is_misdeed=isinstance(error, ProtocolError))
         self._log.info("link lost", peer=short_peer_id(link.peer), cause=reason)
         self.book.feed(book.LinkLost(link.peer, error is None, reason))
         self.joining.feed(joining.LinkDown(link.peer))
@@ -299,19 +320,22 @@ class Overlay:
         """Called by the hub for inbound handshakes that failed."""
         if isinstance(error, AdmissionError) and error.reason is AdmissionReason.SELF:
             return
-        self.trouble(address.host, str(error))
+        # Without its port, which is another one each time.
+        self.trouble(address.host, str(error).replace(str(address), address.host))
 
-    def trouble(self, whom: str, what: str) -> None:
+    def trouble(self, whom: str, what: str, times: int = 1, *, is_misdeed: bool = False) -> None:
         """Note what went wrong with an address or peer, in the log and for `peers` and `doctor`."""
-        known = self.troubles.get(whom)
-        if known is not None and known.what == what:
-            known.count += 1
-            known.at = self._clock.monotonic()
-            return
-        if len(self.troubles) >= limits.CANDIDATES_MAX:
-            self.troubles.pop(next(iter(self.troubles)))
-        self.troubles[whom] = Trouble(what, self._clock.monotonic())
-        self._log.warning("trouble", peer=whom, cause=what)
+        line = self._troubles.note(whom, what, self._clock.monotonic(), times=times, is_misdeed=is_misdeed)
+        if line is not None:
+            self._log.warning("trouble", peer=line.whom, cause=line.what, times=line.times)
+
+    def misdeed(self, peer: PeerId, what: str, times: int = 1) -> None:
+        """A member did what no honest peer does: it stays noted, whatever links it makes."""
+        self.trouble(short_peer_id(peer), what, times, is_misdeed=True)
+
+    def book_misused(self, peer: PeerId, reason: str, times: int) -> None:
+        """The address book's word for what a member does to it again and again."""
+        self.misdeed(peer, f"misuses the address book ({reason}); what it says there is dropped", times)
 
     # --- effects ----------------------------------------------------------------------------------------------------
 
@@ -339,7 +363,18 @@ class Overlay:
         accuser = "this peer" if effect.by == self._own.record.peer else short_peer_id(effect.by)
         self._events.network_event("peer_suspected", effect.peer, f"it does not answer {accuser}")
 
+    def _died(self, effect: book.PeerDied) -> None:
+        link = self.open_link(effect.peer)
+        # Whoever is revoked is told so on its link, which ends then.
+        if link is not None and effect.peer not in self._banned:
+            # Nothing was heard on it for as long as a suspect may be silent: what waits for it is better done elsewhere.
+            link.failure = LinkClosedError(f"{link.named()} is believed dead: {effect.reason}")
+            link.abort()
+        self._gone("peer_died", effect.peer, effect.reason)
+
     def _gone(self, kind: str, peer: PeerId, reason: str) -> None:
+        self._tell_news()  # in the order in which it happened
+        self._ways_told.pop(peer, None)
         for listener in self._listeners:
             listener.forgotten(peer)
         self._events.network_event(kind, peer, reason)
@@ -348,14 +383,36 @@ class Overlay:
         record = self._peer_book.record(effect.peer)
         if record is None:
             return
-        row = joining.RecordAddresses(effect.peer, effect.addresses, record.relays)
-        self.joining.feed(joining.CandidatesHeard((row,)))
-        for listener in self._listeners:
-            listener.learned(record)
+        # Most new records say the same about ways: in a large network there are many of them a second.
+        now, ways = self._clock.monotonic(), (record.addresses, record.relays, record.reach)
+        told = self._ways_told.pop(effect.peer, None)
+        if told is not None and told[0] == ways and now - told[1] < WAYS_AGAIN_S:
+            self._ways_told[effect.peer] = told
+            return
+        if len(self._ways_told) >= limits.PEERS_MAX:
+            del self._ways_told[next(iter(self._ways_told))]
+        self._ways_told[effect.peer] = (ways, now)
+        self._news.append(record)
+
+    def _tell_news(self) -> None:
+        if not self._news:
+            return
+        news, self._news = self._news, []
+        rows = tuple(joining.RecordAddresses(each.peer, each.addresses, each.relays) for each in news)
+        self.joining.feed(joining.CandidatesHeard(rows))
+        for record in news:
+            for listener in self._listeners:
+                listener.learned(record)
 
     def _hinted(self, effect: beacons.PeerHinted) -> None:
         for address in effect.addresses:
             self.joining.feed(joining.CandidateHeard(address, "lan", effect.peer))
+
+    def _beacon_nonsense(self, effect: beacons.Nonsense) -> None:
+        times = self._nonsense.count(effect.host, self._clock.monotonic())
+        if times:
+            what = "sends to the beacons' port what is no beacon, or too many; it is dropped"
+            self.trouble(effect.host, what, times)
 
     def _dial(self, effect: joining.Dial) -> None:
         self._supervisor.task(f"dial {effect.address}", self._dialled(effect))

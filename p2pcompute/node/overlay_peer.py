@@ -20,6 +20,7 @@ from p2pcompute.membership.edges import links_to_keep, select_edges
 from p2pcompute.membership.healing import HealingMachine, HealingSettings
 from p2pcompute.membership.joining import (
     CandidatesHeard,
+    DirectPromised,
     JoiningMachine,
     JoiningSettings,
     LinksPreferred,
@@ -58,6 +59,9 @@ from p2pcompute.wire.pointer import Presence
 
 #: Seconds between two looks at this machine.
 SAMPLE_INTERVAL_S = 2.0
+#: A second record follows no sooner than this after the first one (`PacingSettings.record_interval_s`), with a margin: who finds out how it is reached
+#: has a relay a moment later, and others wait for that.
+SECOND_LOOK_S = 0.6
 #: The choice of edges and links costs time in proportion to the peers: it is made again after so many seconds for each 100 of them.
 CHOICE_INTERVAL_PER_100_S = 2.0
 #: How long saying goodbye may take.
@@ -136,6 +140,8 @@ class OverlayPeer:
         own, clock, spawn = parts.own, world.clock, parts.supervisor.task
         self._own = own
         self._exits = contextlib.AsyncExitStack()
+        #: Set when how this peer is reached has changed, until a second look has seen to it that others are told.
+        self._is_reached_anew = asyncio.Event()
         #: When edges and links are next chosen, monotonic seconds.
         self._choose_at = 0.0
         self.port = 0
@@ -182,6 +188,7 @@ class OverlayPeer:
             settings=self.settings.dht,
             invitation_of=self._invitation_of,
             verify=world.verify,
+            misdeed=self.overlay.book_misused,
         )
         self.reaching = Reaching(
             ReachMachine(world.rng("reach"), self.settings.reach),
@@ -190,7 +197,8 @@ class OverlayPeer:
             parts.supervisor,
             parts.log,
             self._peer_book.record,
-            self.observe,
+            self._reach_changed,
+            lambda peer: self.overlay.joining.feed(DirectPromised(peer)),
             world.observe,
         )
         self.healing = Healing(
@@ -267,7 +275,8 @@ class OverlayPeer:
         await self._exits.aclose()
 
     async def _open(self, host: str | None, port: int) -> int:
-        candidates = candidate_ports(port, limits.PORTS_TRIED)
+        # A number that is free for datagrams may be taken for links: any free port is tried as often as a given one's successors.
+        candidates = candidate_ports(port, limits.PORTS_TRIED) * (limits.PORTS_TRIED if port == 0 else 1)
         for candidate in candidates:
             try:
                 opened = await self.udp.start(host, candidate)
@@ -311,7 +320,14 @@ class OverlayPeer:
 
     async def _keep_observing(self) -> None:
         while True:
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
+            try:
+                async with asyncio.timeout(SAMPLE_INTERVAL_S):
+                    await self._is_reached_anew.wait()
+            except TimeoutError:
+                pass  # nothing happened: the ordinary look
+            else:
+                self._is_reached_anew.clear()
+                await asyncio.sleep(SECOND_LOOK_S)
             self.observe()
 
     def observe(self) -> None:
@@ -330,6 +346,10 @@ class OverlayPeer:
             self.overlay.own_changed()
         elif tell is Tell.LOAD:
             self.overlay.own_load_changed()
+
+    def _reach_changed(self) -> None:
+        self.observe()
+        self._is_reached_anew.set()
 
     def _has_old(self) -> bool:
         return any(link.version < 2 for link in self.hub.links.values())

@@ -6,15 +6,19 @@ nothing on a local network, where everybody can dial everybody. Refuses to decid
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.membership import reach_events as reach
 from p2pcompute.membership.machine import Tick
 from p2pcompute.membership.reach import ReachMachine
+from p2pcompute.membership.reach_networks import is_global
 from p2pcompute.membership.reach_paths import DIALLABLE, Way, path_reason
+from p2pcompute.model import limits
 from p2pcompute.model.errors import P2PComputeError
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.peer import Address, PeerRecord, Reach, Relay
@@ -26,9 +30,16 @@ from p2pcompute.net.portmap import PortMapper
 from p2pcompute.node.driver import Observe, Pump
 from p2pcompute.node.supervise import Supervisor
 
+#: Refused reservations that are remembered for people, the latest ones.
+_REFUSALS_KEPT = 8
+
 
 class Reaching:
-    """See the module; an `overlay.Listener`. `changed`: the own record has something new to say about reach."""
+    """See the module; an `overlay.Listener`.
+
+    `changed`: the own record has something new to say about reach; `try_direct(peer)`: a peer that is linked through a relay can perhaps
+    be dialled by now.
+    """
 
     def __init__(
         self,
@@ -39,6 +50,7 @@ class Reaching:
         log: FilteringBoundLogger,
         record: Callable[[PeerId], PeerRecord | None],
         changed: Callable[[], None],
+        try_direct: Callable[[PeerId], None],
         observe: Observe | None = None,
     ) -> None:
         self._hub = hub
@@ -49,6 +61,12 @@ class Reaching:
         self._changed = changed
         #: Asks routers to forward a port; None where they are not asked.
         self._mapper: PortMapper | None = None
+        #: What came of asking the router last, in words.
+        self._mapped = "the router has not been asked"
+        #: Why peers were no relays of this one, the latest last; at most `_REFUSALS_KEPT`, none of a peer that is one now.
+        self._refusals: OrderedDict[PeerId, str] = OrderedDict()
+        #: Where this peer listens, as its interfaces say.
+        self._own: tuple[Address, ...] = ()
         #: What the own record says.
         self.reach = Reach.UNKNOWN
         #: Addresses beside those of this machine's interfaces.
@@ -63,6 +81,7 @@ class Reaching:
                 reach.MapPort: self._map_port,
                 reach.ReserveRelay: self._reserve,
                 reach.ReleaseRelay: lambda effect: hub.reaching.ends.release(effect.peer),
+                reach.TryDirect: lambda effect: try_direct(effect.peer),
                 reach.ReachChanged: self._reach_changed,
             },
             Tick(),
@@ -78,11 +97,12 @@ class Reaching:
         self, addresses: tuple[Address, ...], networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
     ) -> None:
         """This machine's own addresses, with the port, and the networks that it sits on."""
-        self._networks = networks
+        self._networks, self._own = networks, addresses
         self.pump.feed(reach.NetworksChanged(addresses))
 
     def mapping_changed(self, address: Address | None, how: str) -> None:
         """The port mapper's word."""
+        self._mapped = how
         self._log.info("port mapping", address=str(address) if address else None, how=how)
         self.pump.feed(reach.MappingChanged(address, how))
 
@@ -125,17 +145,32 @@ class Reaching:
 
     # --- for people -----------------------------------------------------------------------------------------------------
 
-    def why(self, link: Link) -> str:
-        """Why a link goes the way it goes, a sentence."""
+    @property
+    def mapping(self) -> str:
+        """What the router does for this peer, in words."""
+        return "routers are not asked to forward a port (map_ports = false)" if self._mapper is None else self._mapped
+
+    @property
+    def external_by_router(self) -> Address | None:
+        """What the router forwards to this peer, whether or not others could reach it there."""
+        return self._mapper.external if self._mapper is not None else None
+
+    @property
+    def refusals(self) -> Mapping[PeerId, str]:
+        """Why peers were no relays of this one, the latest last."""
+        return self._refusals
+
+    def why(self, link: Link, name_of: Callable[[PeerId], str] = short_peer_id) -> str:
+        """Why a link goes the way it goes, a sentence. `name_of`: what people call a peer."""
         record = self._record(link.peer)
         theirs = record.reach if record is not None else Reach.UNKNOWN
         if link.route is not None:
-            way = Way.REVERSED if link.path == REVERSED else Way.RELAYED
-            return path_reason(way, self.reach, theirs, link.route.via)
+            way, via = Way.REVERSED if link.path == REVERSED else Way.RELAYED, link.route.via
+            return path_reason(way, self.reach, theirs, via, called=name_of(via), dialled=link.dialled)
         if link.path == "local":
             return "direct: both are on this machine"
         near = link.remote.is_numeric and self._is_near(link.remote)
-        return path_reason(Way.LAN if near else Way.DIRECT, self.reach, theirs)
+        return path_reason(Way.LAN if near else Way.DIRECT, self.reach, theirs, dialled=link.dialled)
 
     # --- dialling -------------------------------------------------------------------------------------------------------
 
@@ -143,12 +178,22 @@ class Reaching:
         """A link to `peer` with the help of `relay`: dialled by it where this peer can be dialled, else through it."""
         if self._hub.link(relay.peer) is None:
             await self._hub.dial(relay.address, relay.peer)
-        if self.reach in DIALLABLE and self.external:
+        diallable = self._diallable()
+        if diallable:
             try:
-                return await self._hub.dial_reversed(relay.peer, peer, self.external)
-            except P2PComputeError as error:
-                self._log.info("not dialled back", peer=short_peer_id(peer), cause=str(error))
+                async with asyncio.timeout(limits.REVERSAL_PATIENCE_S):
+                    return await self._hub.dial_reversed(relay.peer, peer, diallable)
+            except (P2PComputeError, TimeoutError) as error:
+                cause = str(error) or "it did not dial in time"
+                self._log.info("not dialled back", peer=short_peer_id(peer), cause=cause)
         return await self._hub.dial_via(relay.peer, peer)
+
+    def _diallable(self) -> tuple[Address, ...]:
+        """Where others can dial this peer; nowhere unless they did."""
+        if self.reach not in DIALLABLE:
+            return ()
+        own = (address for address in self._own if is_global(address.host))
+        return tuple(dict.fromkeys((*self.external, *own)))
 
     # --- effects --------------------------------------------------------------------------------------------------------
 
@@ -190,12 +235,20 @@ class Reaching:
                 await self._hub.dial(effect.address, effect.peer)
             reservation = await self._hub.reaching.ends.reserve(effect.peer)
         except P2PComputeError as error:
+            self._log.info("no relay", peer=short_peer_id(effect.peer), cause=str(error))
+            self._refusals[effect.peer] = str(error)
+            self._refusals.move_to_end(effect.peer)
+            while len(self._refusals) > _REFUSALS_KEPT:
+                self._refusals.popitem(last=False)
             self.pump.feed(reach.RelayRefused(effect.peer, str(error)))
             return
+        self._refusals.pop(effect.peer, None)
         self.pump.feed(reach.RelayReserved(effect.peer, reservation.until))
 
     def _reach_changed(self, effect: reach.ReachChanged) -> None:
         self.reach, self.external, self.relays = effect.reach, effect.external, effect.relays
+        # Whom nobody can dial is no use as a relay; whoever it kept reachable hears of it and asks another.
+        self._hub.reaching.server.serve(effect.reach in DIALLABLE)
         self._log.info(
             "reach",
             reach=effect.reach.value,

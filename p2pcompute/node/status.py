@@ -5,7 +5,8 @@ Every key is part of the interface; units stand last in the names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from p2pcompute.model.capability import capability_score
@@ -13,14 +14,46 @@ from p2pcompute.model.ids import PeerId, format_job_id, format_peer_id, short_pe
 from p2pcompute.model.job import JobProgress
 from p2pcompute.model.peer import PeerEntry, PeerRecord
 from p2pcompute.net.link import Link
+from p2pcompute.net.session_events import SessionInfo
 from p2pcompute.node.origin_job import OriginJob
+from p2pcompute.node.overlay_peer import OverlayPeer
 
 Document = dict[str, Any]
+#: What people call a peer.
+NameOf = Callable[[PeerId], str]
+#: Direct links that are younger say nothing about datagrams yet: a handshake is tried for some seconds.
+_DATAGRAMS_AFTER_S = 30.0
 
 
-def peer_row(record: PeerRecord, entry: PeerEntry | None, link: Link | None, last_error: str | None) -> Document:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a linked peer is reached. `via`: name of the peer between, where there is one; `why`: a sentence; `session`: of datagrams."""
+
+    via: str | None = None
+    why: str | None = None
+    session: SessionInfo | None = None
+
+
+def way_of(side: OverlayPeer, link: Link | None, peer: PeerId, name_of: NameOf) -> Way:
+    """How `peer` is reached over `link`."""
+    session = side.udp.session(peer)
+    if link is None or link.closed:
+        return Way(session=session)
+    via = name_of(link.route.via) if link.route is not None else None
+    return Way(via, side.reaching.why(link, name_of), session)
+
+
+def peer_row(
+    record: PeerRecord,
+    entry: PeerEntry | None,
+    link: Link | None,
+    last_error: str | None,
+    way: Way | None = None,
+    name_of: NameOf = short_peer_id,
+) -> Document:
     """One peer. `entry` is None for this peer itself, `link` where there is none."""
     capability = record.capability
+    way = way or Way()
     return {
         "peer": format_peer_id(record.peer),
         "short": short_peer_id(record.peer),
@@ -42,6 +75,14 @@ def peer_row(record: PeerRecord, entry: PeerEntry | None, link: Link | None, las
             (link.bandwidth_mbps if link else None) or (entry.bandwidth_mbps if entry else None), 1.0
         ),
         "path": link.path if link else None,
+        "path_via": way.via,
+        "path_why": way.why,
+        "reach": record.reach.value,
+        "relays": [
+            {"name": name_of(relay.peer), "short": short_peer_id(relay.peer), "address": str(relay.address)}
+            for relay in record.relays
+        ],
+        "datagrams": _session_document(way.session),
         "carrier": link.carrier if link else None,
         "bytes_in": link.bytes_in if link else None,
         "bytes_out": link.bytes_out if link else None,
@@ -54,6 +95,53 @@ def peer_row(record: PeerRecord, entry: PeerEntry | None, link: Link | None, las
         "last_error": last_error,
         "version": record.version,
     }
+
+
+def reach_document(side: OverlayPeer, name_of: NameOf) -> Document:
+    """How this peer is reached, through whom, and for whom it is a relay."""
+    reaching, server = side.reaching, side.hub.reaching.server
+    links = [link for link in side.hub.links.values() if not link.closed]
+    settled = [link for link in links if not link.relayed and link.heard_at - link.opened_at >= _DATAGRAMS_AFTER_S]
+    meters = server.meters.values()
+    return {
+        "reach": reaching.reach.value,
+        "external": [str(address) for address in reaching.external],
+        "mapping": reaching.mapping,
+        "forwarded": None if reaching.external_by_router is None else str(reaching.external_by_router),
+        "relays": [
+            {"name": name_of(relay.peer), "short": short_peer_id(relay.peer), "address": str(relay.address)}
+            for relay in reaching.relays
+        ],
+        "refusals": {name_of(peer): why for peer, why in reaching.refusals.items()},
+        "links_relayed": sum(link.relayed for link in links),
+        "datagrams": {
+            "links": len(settled),
+            "sessions": sum(side.udp.session(link.peer) is not None for link in settled),
+            "lost": dict(side.udp.counts),
+        },
+        "serves": {
+            "serving": server.serving,
+            "reserved": len(server.reserved),
+            "circuits": server.circuits,
+            "bytes": sum(meter.sent_bytes for meter in meters),
+        },
+    }
+
+
+def reach_text(reach: str, external: Sequence[str], relays: Sequence[str], mapping: str) -> str:
+    """How this peer is reached, in words."""
+    at = f" at {', '.join(external)}" if external else ""
+    match reach:
+        case "public":
+            return f"peers of other networks can dial it{at}"
+        case "mapped":
+            return f"peers of other networks can dial it{at}, which its router forwards ({mapping})"
+        case "private" if relays:
+            return f"peers of other networks cannot dial it; they reach it through {' and '.join(relays)}. Router: {mapping}"
+        case "private":
+            return f"peers of other networks cannot dial it, and it has no relay. Router: {mapping}"
+        case _:
+            return "not known from outside: no peers of other networks could say whether they can dial it"
 
 
 def job_row(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, str]) -> Document:
@@ -125,6 +213,17 @@ def progress_document(progress: JobProgress, names: Mapping[PeerId, str]) -> Doc
         "names": {peer.hex(): names[peer] for peer, _ in progress.done_by_peer if peer in names},
         "elapsed_s": progress.elapsed_s,
         "message": progress.message,
+    }
+
+
+def _session_document(session: SessionInfo | None) -> Document | None:
+    if session is None:
+        return None
+    return {
+        "address": str(session.address),
+        "rtt_ms": _rounded(session.rtt_s, 1000.0),
+        "bytes_in": session.bytes_in,
+        "bytes_out": session.bytes_out,
     }
 
 

@@ -50,6 +50,8 @@ class LabSettings:
     conditions: Conditions = field(default_factory=Conditions.lan)
     #: Virtual seconds that a run may take.
     time_max_s: float = _TIME_MAX_S
+    #: Scenarios that have machines check themselves do so at every so many events of each, and once a virtual second. Changes no run.
+    check_every: int = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -496,6 +496,10 @@ class SimOverlay:
         running = frozenset(each.peer for each in self.running)
         return all(each.alive == running - {each.peer} for each in self.running)
 
+    def known_dead(self, peer: SimPeer) -> bool:
+        """Whether everybody that runs and knows `peer` believes it dead."""
+        return all(each.status_of(peer) in (None, PeerStatus.DEAD) for each in self.running)
+
     async def stop(self) -> None:
         """Stop every peer that runs."""
         async with asyncio.TaskGroup() as group:

@@ -40,6 +40,7 @@ from p2pcompute.wire import (
     datagram,
     families,
     framing,
+    gossip,
     identity,
     messages,
     pointer,
@@ -265,6 +266,12 @@ DECODERS: dict[str, Decoder] = {
     ),
     "p2pcompute.wire.record.open_record": Decoder(
         lambda data: record.open_record(data, ws.believing), ws.records, (ProtocolError,)
+    ),
+    "p2pcompute.wire.gossip.read_rumour": Decoder(
+        lambda data: gossip.read_rumour(data, ws.believing), ws.rumours, (ProtocolError,)
+    ),
+    "p2pcompute.wire.families.MessageCodec.decode (gossip)": Decoder(
+        families.GOSSIP_CODEC.decode, lambda: ws.of_messages(families.GOSSIP_MESSAGES), (ProtocolError,)
     ),
     "p2pcompute.wire.beacon.decode_beacon": Decoder(beacon.decode_beacon, ws.beacons, (ProtocolError,)),
     "p2pcompute.wire.framing.parse_frames": Decoder(framing.parse_frames, ws.frames, (ProtocolError,)),

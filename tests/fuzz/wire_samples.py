@@ -20,7 +20,7 @@ from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address, Edge, Role
 from p2pcompute.net import control_frames
-from p2pcompute.wire import families, framing, messages, record
+from p2pcompute.wire import families, framing, gossip, messages, record
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.beacon import network_tag, sign_beacon, view_hash
 from p2pcompute.wire.identity import PeerKey
@@ -62,6 +62,18 @@ def records() -> list[bytes]:
     bare = make_record(key, addresses=(), roles=frozenset({Role.OBSERVE}), leaving=True)
     assert record.open_record(full.wire, believing).record == full.record
     return [full.wire, bare.wire]
+
+
+def rumours() -> list[bytes]:
+    """One of each kind, and one of a kind of a later version."""
+    key, peer = FakeKey("anna"), FakeKey("bert").peer
+    update = gossip.LoadUpdate(key.peer, 1, 2, 0.5, 0.25, 8.0)
+    return [
+        gossip.announcement_wire(gossip.Announcement(peer[: gossip.PREFIX_BYTES], 1_700_000_000_000, 7)),
+        gossip.sign_suspicion(peer, 1_700_000_000_000, key),
+        gossip.sign_load(update, key),
+        b"\xff later",
+    ]
 
 
 def beacons() -> list[bytes]:

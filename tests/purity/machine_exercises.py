@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs import lend as lending
-from p2pcompute.membership import beacons, healing, joining
+from p2pcompute.membership import beacons, book, healing, joining
 from p2pcompute.model.errors import AdmissionReason
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError, Outcome, TaskReport
 from p2pcompute.model.peer import Address, Relay
+from p2pcompute.wire import gossip
 from p2pcompute.wire.beacon import Beacon, network_tag, sign_beacon, view_hash
-from tests.support.membership import NETWORK, WALL, BookWorld, FakeKey, fake_verify
+from tests.support.membership import NETWORK, WALL, BookWorld, FakeKey, Weather, fake_verify
 
 
 def beacon_machine(rng: random.Random) -> object:
@@ -52,21 +54,40 @@ def beacon_machine(rng: random.Random) -> object:
 
 
 def peer_book(rng: random.Random) -> object:
-    """Six peers link, change, lose links, crash and leave, on a virtual clock."""
-    world = BookWorld(6, rng.randrange(0, 1 << 30))
+    """Six peers of the first protocol version, six that gossip, and three of each; on a virtual clock."""
+    return [_book_story(rng, protocol) for protocol in (lambda _: 1, lambda _: 2, lambda place: 1 + place % 2)]
+
+
+def _book_story(rng: random.Random, protocol: Callable[[int], int]) -> object:
+    """They link, change, sleep, lose datagrams, links and CPU time, accuse, crash and leave."""
+    world = BookWorld(6, rng.randrange(0, 1 << 30), protocol=protocol, weather=Weather(loss=0.1))
     for one in range(6):
         world.link(one, (one + 1) % 6)
     world.run(20)
     world.change(2, load=0.9)
     world.run(5)
     world.unlink(0, 1)
+    world.starve(5, (0.5, 3.0), (0.1, 1.0))
     world.kill(3)
     world.run(60)
+    world.feed(1, book.Woke(30.0))
+    world.feed(2, book.LoopLagged(0.5))
+    liar, accused = world.members[1], world.members[2]
+    for wire in (
+        gossip.sign_suspicion(accused.key.peer, accused.record.record.incarnation, liar.key),
+        gossip.sign_load(gossip.LoadUpdate(liar.key.peer, liar.record.record.incarnation, 9, 0.5, 0.5, 1.0), liar.key),
+        b"noise",
+    ):
+        rumours = gossip.Rumours((wire,))
+        world.feed(5, book.GossipHeard(liar.key.peer, rumours, WALL + world.now, book.Way.DATAGRAM))
+    world.run(10)
     world.change(4, leaving=True)
     world.link(0, 2)
-    world.run(4_000)
+    world.feed(2, book.PeerBanned(liar.key.peer))
+    world.run(4_000 if protocol(1) == 1 else 120)
     views = [member.book.view for member in world.members if member.is_up]
-    return world.trace, views
+    places = [member.book.coordinate for member in world.members]
+    return world.trace, views, places
 
 
 def joining_machine(rng: random.Random) -> object:

@@ -8,7 +8,7 @@ it can be dialled, it takes part like any other, or a network of one household w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from p2pcompute.model import limits
@@ -19,6 +19,7 @@ from p2pcompute.model.seams import Clock, Rng
 from p2pcompute.net.dht.contacts import Contact, InvitationOf, PeerAddress, dht_id
 from p2pcompute.net.dht.server import HardenedServer
 from p2pcompute.net.dht.surroundings import DhtPort, DhtSettings, Spawn, Surroundings
+from p2pcompute.net.dht.troubles import Troubles
 from p2pcompute.wire.identity import verify_signature
 from p2pcompute.wire.pointer import (
     KEY_BYTES,
@@ -56,7 +57,7 @@ class Dht:
     """The address book of one peer.
 
     `invitation_of`: under which invitation a peer is a member, for counting voices in private ranges; `anchors`: from
-    `anchors()` of an earlier life. Feed what arrives to `received`, and have `run` run.
+    `anchors()` of an earlier life; `misdeed(peer, reason, times)`: told of peers that go on doing what no honest one does. Feed what arrives to `received`, and have `run` run.
     """
 
     def __init__(
@@ -73,8 +74,11 @@ class Dht:
         reach: Reach = Reach.UNKNOWN,
         invitation_of: InvitationOf = _unknown_invitation,
         verify: Verifier = verify_signature,
+        misdeed: Callable[[PeerId, str, int], None] | None = None,
     ) -> None:
         self._around = Surroundings(own, clock, rng, spawn, verify, invitation_of, settings or DhtSettings(), reach)
+        if misdeed is not None:
+            self._around.troubles = Troubles(misdeed)
         #: The subclass of the package's server.
         self.server = HardenedServer(self._around, signer, port)
         self.server.protocol.welcomed = self._welcomed

@@ -1,7 +1,7 @@
 """The package's server without its sockets, its files and its own get and set: lookups, publishing, upkeep.
 
-Owners publish again at a third of a pointer's lifetime, with a higher version; holders never do. Before an owner publishes it looks at what is there, so
-that one whose clock was set back goes on above its own last version. Every public verb of the package that would open a
+Owners publish again at a third of a pointer's lifetime, with a higher version; holders never do. Before an owner
+publishes it looks at what is there, so that one whose clock was set back goes on above its own last version. Every public verb of the package that would open a
 socket, read a pickle or believe a value is shut.
 """
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 
+#: So often must one peer do one thing before it is told: addresses change, clocks are wrong, a later version asks for other things.
+_TOLD_FROM = 8
+
+
+def _nobody(peer: PeerId, what: str, times: int) -> None:
+    """Tells nobody."""
+
 
 class Troubles:
-    """Counts what was refused. Reasons are a fixed set of words of ours, never a peer's text."""
+    """Counts what was refused. Reasons are a fixed set of words of ours, never a peer's text.
 
-    def __init__(self) -> None:
+    `told(peer, reason, times)` is called when a peer has done one thing 8 times, 16 times, 32 times and so on, with how often since the call before.
+    """
+
+    def __init__(self, told: Callable[[PeerId, str, int], None] = _nobody) -> None:
+        #: Who wants to know the offenders.
+        self._told = told
         #: Times by reason, since the start.
         self.by_reason: Counter[str] = Counter()
         #: Times by peer and reason, the longest quiet offender first; at most `limits.DHT_OFFENDERS_MAX` peers.
@@ -26,6 +38,9 @@ class Troubles:
         counts = self._offenders.pop(peer, None)
         self._offenders[peer] = counts = Counter() if counts is None else counts
         counts[reason] += 1
+        number = counts[reason]
+        if number >= _TOLD_FROM and number & (number - 1) == 0:
+            self._told(peer, reason, number if number == _TOLD_FROM else number // 2)
         while len(self._offenders) > limits.DHT_OFFENDERS_MAX:
             self._offenders.popitem(last=False)
 

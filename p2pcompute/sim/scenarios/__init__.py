@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from p2pcompute.sim.lab import Scenario
-from p2pcompute.sim.scenarios import network, overlay
+from p2pcompute.sim.scenarios import nat, network, overlay
 
 #: By name.
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
@@ -20,6 +20,11 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "move": overlay.move,
         "sleep-and-wake": overlay.sleep_and_wake,
         "split-and-merge": overlay.split_and_merge,
+        "nat-every-pair": nat.nat_every_pair,
+        "nat-opened": nat.nat_opened,
+        "nat-relay-crash": nat.nat_relay_crash,
+        "nat-relayed": nat.nat_relayed,
+        "nat-reversed": nat.nat_reversed,
         "datagrams-under-faults": network.datagrams_under_faults,
         "echo-across-a-partition": network.echo_across_a_partition,
     }

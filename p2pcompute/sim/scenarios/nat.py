@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from p2pcompute.membership.joining import JoiningSettings
+from p2pcompute.membership.reach_events import ReachSettings
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Reach
@@ -175,7 +176,7 @@ async def nat_reversed(lab: Lab) -> None:
         await lab.until(
             lambda: reach_of(caller) is Reach.PUBLIC, "the public peer knows that it can be dialled", LINKED_WITHIN_S
         )
-        world.overlay.settings = replace(world.overlay.settings, joining=few)
+        world.overlay.settings = replace(world.overlay.settings, joining=few, reach=ReachSettings(relays_max=1))
         await world.ben.up([relay])
         took_s = await lab.until(
             lambda: path_of(caller, world.ben) == path_of(world.ben, caller) == "reversed",

@@ -17,6 +17,7 @@ from p2pcompute.membership.joining import (
     Dial,
     DialEnded,
     DialVia,
+    DirectPromised,
     LinkDown,
     LinksPreferred,
     LinkUp,
@@ -315,7 +316,9 @@ def test_behind_a_relay_direct_ways_are_still_tried_slowly() -> None:
     join.run(7_200)
     times = [at for at, _ in join.said]
     assert all(isinstance(effect, Dial) for _, effect in join.said)
-    assert 9 <= len(times) <= 16, "every ten minutes or so"
+    rounds = [at for before, at in zip([-60.0, *times], times, strict=False) if at - before > 60]
+    assert 9 <= len(rounds) <= 16, "every ten minutes or so"
+    assert len(times) == 2 * len(rounds), "and each address once in a round"
     assert {effect.address for _, effect in join.said if isinstance(effect, Dial)} == {address(1), address(2)}
     join(CandidatesHeard((RecordAddresses(peer(1), (address(1), address(2)), (RELAY,)),)))
     join(LinkUp(peer(1), address(1)))
@@ -459,3 +462,40 @@ def test_random_stories_of_records_and_relays_keep_the_invariants(seed: int) -> 
         at = join.machine.deadline()
         assert at is None or at > join.now - 1e-9, "something that is due was not done"
     assert join.said
+
+
+def test_behind_a_relay_what_a_record_promises_is_tried_soon() -> None:
+    join = Joiner()
+    join.settle(CandidatesHeard((RecordAddresses(peer(1), (address(1), address(2)), (RELAY,)),)))
+    join(LinkUp(peer(1), relayed=True))
+    join.said.clear()
+    # It names a third address by now, and says that it can be dialled.
+    join(CandidatesHeard((RecordAddresses(peer(1), (address(1), address(2), address(3)), (RELAY,)),)))
+    assert not join.said
+    join(DirectPromised(peer(1)), DirectPromised(peer(2)))
+    join.run(5)
+    tried = [effect.address for _, effect in join.said if isinstance(effect, Dial)]
+    assert tried == [address(3)], "what has failed before comes after what is new"
+    assert join.said[0][0] <= 1.0
+    join.said.clear()
+    join(DirectPromised(peer(1)))
+    join.run(5)
+    assert sorted(effect.address for _, effect in join.said if isinstance(effect, Dial)) == [
+        address(1),
+        address(2),
+        address(3),
+    ]
+    join.said.clear()
+    join.run(300)
+    assert not join.said, "then it is as slow as ever"
+
+
+def test_a_direct_link_is_not_dialled_again_whatever_is_promised() -> None:
+    join = Joiner()
+    join.alive = {peer(1)}
+    join.settle(CandidatesHeard((row(1, RELAY),)))
+    join(LinkUp(peer(1), address(1)))
+    join.said.clear()
+    join(DirectPromised(peer(1)))
+    join.run(300)
+    assert not join.said

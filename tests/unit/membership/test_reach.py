@@ -98,9 +98,12 @@ class World:
         match effect:
             case AskDialBack(to, addresses):
                 other = self.others[to]
-                last, self.asked_at[to] = self.asked_at.get(to, float("-inf")), self.now
                 if other.manner == "silent":
                     return []
+                if not addresses and other.manner != "refuses":
+                    told = Address("99.9.9.9", 1) if other.manner == "blames" else self.seen
+                    return [*([AddressSeen(to, told)] if told is not None else []), DialBackRefused(to)]
+                last, self.asked_at[to] = self.asked_at.get(to, float("-inf")), self.now
                 if self.now - last <= limits.DIAL_BACK_INTERVAL_S:
                     return [DialBackRefused(to)]
                 if other.manner == "refuses":
@@ -198,8 +201,10 @@ def test_a_forwarding_that_somebody_set_by_hand_is_found_and_told() -> None:
     world = World(open_at=(OUTSIDE,))
     world.link(*elsewhere("honest", "honest"))
     world.run(20)
-    # First they are asked how they see this peer, then, when they answer again, whether they reach it there.
+    # First they are asked how they see this peer, then, at once, whether they reach it there.
     assert world.said(AskDialBack)[:2] == [AskDialBack(peer(1), ()), AskDialBack(peer(2), ())]
+    dials = [at for at, effect in world.log if isinstance(effect, AskDialBack) and effect.addresses]
+    assert dials == [1.0, 1.0]
     assert world.machine.current == ReachChanged(Reach.PUBLIC, (OUTSIDE,), ())
 
 

@@ -302,5 +302,5 @@ class Told:
     def session_up(self, peer: PeerId, address: Address, admission: Admitted) -> None:
         self.ups.append((peer, address, admission))
 
-    def refused(self, address: Address, error: P2PComputeError) -> None:
+    def refused(self, address: Address, error: P2PComputeError, times: int) -> None:
         self.refusals.append((address, error))

@@ -167,6 +167,10 @@ def test_once_in_a_while_is_enough_and_few_run_at_a_time() -> None:
             again = await dial_backs(one).ask(link, [one.address])
             assert again.reached == ()
             assert "ask again later" in again.refused
+            # How it is seen it may ask at any time, and that takes no turn.
+            for _ in range(3):
+                asked = await dial_backs(one).ask(link, [])
+                assert (asked.reached, asked.seen, asked.refused) == ((), two.link_to(one).remote, "")
             dial_backs(two)._turns = Turns(0.0)
             dial_backs(two)._running = limits.DIAL_BACKS_AT_ONCE_MAX
             busy = await dial_backs(one).ask(link, [one.address])

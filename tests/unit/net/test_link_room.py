@@ -8,7 +8,7 @@ import pytest
 
 from p2pcompute.model.errors import BusyError
 from p2pcompute.net.link import Link, LinkSettings
-from p2pcompute.net.links import IDLE
+from p2pcompute.net.link_loss import IDLE
 from p2pcompute.net.memory import MemoryNetwork
 from p2pcompute.wire.messages import Goodbye
 from tests.unit.net.link_help import Side, fake_identities, sides, until
@@ -80,13 +80,17 @@ def test_a_full_hub_that_dials_makes_room_when_somebody_answers() -> None:
 
 def test_idle_links_beyond_what_is_kept_are_closed_in_time_and_one_by_one() -> None:
     async def main() -> None:
-        settings = LinkSettings(heartbeat_interval_s=0.2, silence_max_s=5.0, links_kept=2, idle_after_s=0.3)
+        settings = LinkSettings(links_kept=2)
         async with sides(fake_identities(6), network=MemoryNetwork(), settings=settings, worth=by_peer) as made:
             hub = made[5].hub
             await fill(made[5], made[:5])
             hub.beat()
             assert len(hub.links) == 5  # too young to judge
-            await until(lambda: [peer[0] for peer in hub.links] == [1, 2])
+            for link in hub.links.values():
+                link.opened_at -= settings.idle_after_s
+            for left in ([1, 2, 3, 4], [1, 2, 3], [1, 2], [1, 2]):
+                hub.beat()
+                await until(lambda left=left: [peer[0] for peer in hub.links] == left)
             assert [error for _, error in made[5].events.down] == [None] * 3
             assert [link.peer[0] for link, _ in made[5].events.down] == [5, 4, 3]
 

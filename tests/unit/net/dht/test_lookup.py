@@ -424,6 +424,23 @@ def test_a_random_lookup_finds_peers_for_healing() -> None:
     scene(body)
 
 
+def test_paths_are_disjoint_nobody_is_asked_twice() -> None:
+    async def body(net: Net) -> None:
+        books = await grown(net, FAMILIES["IPv4"], 40)
+        await settle(net)
+        sent = net.member_of(books[3]).port.sent
+        for _ in range(10):
+            sent.clear()
+            await books[3].lookup(PeerId(net.rng.randbytes(32)))
+            # Beside the lookup, contacts of full buckets are asked whether they are there.
+            requests = [(peer, data[frames.HEAD_BYTES :]) for peer, _, data in sent if data[0] == frames.REQUEST]
+            asked = [peer for peer, body in requests if frames.read_request(body).method is Method.FIND_NODE]
+            assert len(asked) >= 20
+            assert len(set(asked)) == len(asked)
+
+    scene(body)
+
+
 def test_misuse_is_told() -> None:
     async def body(net: Net) -> None:
         dht = net.book("anna", "8.0.0.1:9876")
