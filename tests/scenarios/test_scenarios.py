@@ -17,13 +17,17 @@ TRANSCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_transcript(path: Path, request: pytest.FixtureRequest) -> None:
     rewrite = bool(request.config.getoption("--rewrite"))
+    text = path.read_text()
+    told: list[str] = []
 
     async def scenario(lab: Lab) -> None:
         stage = Stage(lab)
-        await play(path, stage.perform, rewrite=rewrite)
+        told.append(await play(path.name, text, stage.perform, rewrite=rewrite))
         await stage.end()
 
     run(scenario, 1, LabSettings(detail=Detail.NOTES), name=path.stem)
+    if rewrite:
+        path.write_text(told[0])
 
 
 def test_there_are_transcripts() -> None:

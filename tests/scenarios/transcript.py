@@ -16,7 +16,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 RULE = "----"
 
@@ -80,17 +79,19 @@ def _command(number: int, line: str) -> Command:
     return Command(number, line, words[0], tuple(word for word in words[1:] if "=" not in word), options)
 
 
-async def play(path: Path, perform: Callable[[Command], Awaitable[str]], *, rewrite: bool) -> None:
-    """Perform every command; fails at the first that says something else, or writes down what all say."""
-    steps, after = parse(path.read_text())
+async def play(name: str, text: str, perform: Callable[[Command], Awaitable[str]], *, rewrite: bool) -> str:
+    """Perform every command of the transcript `text`; the transcript as it is said now.
+
+    Without `rewrite` it fails at the first command that says something else.
+    """
+    steps, after = parse(text)
     written: list[str] = []
     for step in steps:
         said = "\n".join(line.rstrip() or "." for line in (await perform(step.command)).splitlines())
         written += [*step.before, step.command.text, RULE, *([said] if said else [])]
         if not rewrite:
             assert said == step.expected, (
-                f"{path.name}:{step.command.line_number}: {step.command.text}\n--- now:\n{said}\n--- written down:\n"
-                f"{step.expected}\n(if this is right: pytest --rewrite {path.name})"
+                f"{name}:{step.command.line_number}: {step.command.text}\n--- now:\n{said}\n--- written down:\n"
+                f"{step.expected}\n(if this is right: pytest --rewrite {name})"
             )
-    if rewrite:
-        path.write_text("\n".join([*written, *after]).rstrip() + "\n")
+    return "\n".join([*written, *after]).rstrip() + "\n"
