@@ -63,7 +63,7 @@ from p2pcompute.membership.wants import Wants
 from p2pcompute.model import limits
 from p2pcompute.model.errors import ProtocolError
 from p2pcompute.model.ids import PeerId
-from p2pcompute.model.peer import Coordinate, PeerRecord, PeerStatus, PeerView
+from p2pcompute.model.peer import Coordinate, PeerEntry, PeerRecord, PeerStatus, PeerView
 from p2pcompute.model.seams import Rng
 from p2pcompute.wire import gossip
 from p2pcompute.wire.record import SignedRecord, Signer, Verifier
@@ -131,6 +131,21 @@ class PeerBook:
         """The newest record of another peer, None where it is unknown."""
         row = self._table.rows.get(peer)
         return None if row is None else row.signed.record
+
+    def entry(self, peer: PeerId) -> PeerEntry | None:
+        """The row of another peer as `view` shows it, None where it is unknown; no view is made for it."""
+        row = self._table.rows.get(peer)
+        return None if row is None else row.entry()
+
+    def counts(self) -> tuple[int, int]:
+        """How many other peers are believed to be up, and how many are known; no view is made for it."""
+        rows = self._table.rows
+        return sum(row.status is PeerStatus.ALIVE for row in rows.values()), len(rows)
+
+    @property
+    def own_record(self) -> PeerRecord:
+        """This peer's own record, as others are told of it."""
+        return self._table.own.record
 
     @property
     def coordinate(self) -> Coordinate:

@@ -43,7 +43,7 @@ class RumourQueue:
         #: Every rumour in the queue.
         self._by_subject: dict[Hashable, _Rumour] = {}
         #: The same by how often they were told; oldest first, no shelf is empty.
-        self._shelves: dict[int, dict[Hashable, None]] = {}
+        self._shelves: dict[int, dict[Hashable, _Rumour]] = {}
 
     def put(self, subject: Hashable, wire: bytes, mult: int) -> None:
         """Pass on `wire`, in place of whatever was passed on about `subject`."""
@@ -54,8 +54,8 @@ class RumourQueue:
         if len(self._by_subject) >= self._rumours_max:
             worst = self._shelves[max(self._shelves)]
             self.remove(next(iter(worst)))
-        self._by_subject[subject] = _Rumour(wire, 0, mult)
-        self._shelves.setdefault(0, {})[subject] = None
+        rumour = self._by_subject[subject] = _Rumour(wire, 0, mult)
+        self._shelves.setdefault(0, {})[subject] = rumour
 
     def remove(self, subject: Hashable) -> None:
         """Say nothing about `subject` any more."""
@@ -73,8 +73,7 @@ class RumourQueue:
         """Rumours for one message with `room_bytes` left, in a network of `peers`: least told first, newest of those first."""
         taken: list[tuple[Hashable, _Rumour]] = []
         for told in sorted(self._shelves):
-            for subject in reversed(self._shelves[told]):
-                rumour = self._by_subject[subject]
+            for subject, rumour in reversed(self._shelves[told].items()):
                 size = len(rumour.wire) + RUMOUR_OVERHEAD_BYTES
                 if size <= room_bytes:
                     room_bytes -= size
@@ -83,9 +82,13 @@ class RumourQueue:
                     break
             if len(taken) >= rumours_max or room_bytes < limits.RUMOUR_BYTES_MIN + RUMOUR_OVERHEAD_BYTES:
                 break
+        told_max: dict[int, int] = {}
         for subject, rumour in taken:
             self._move(subject, rumour)
-            if rumour.told >= transmissions_max(rumour.mult, peers):
+            limit = told_max.get(rumour.mult)
+            if limit is None:
+                limit = told_max[rumour.mult] = transmissions_max(rumour.mult, peers)
+            if rumour.told >= limit:
                 self.remove(subject)
         return tuple(rumour.wire for _, rumour in taken)
 
@@ -101,13 +104,19 @@ class RumourQueue:
         """Raises AssertionError where the state contradicts its own rules."""
         assert len(self._by_subject) <= self._rumours_max
         on_shelves = {subject: told for told, shelf in self._shelves.items() for subject in shelf}
+        assert all(
+            self._by_subject[each] is rumour for shelf in self._shelves.values() for each, rumour in shelf.items()
+        )
         assert on_shelves == {subject: rumour.told for subject, rumour in self._by_subject.items()}
         assert all(self._shelves.values())
 
     def _move(self, subject: Hashable, rumour: _Rumour) -> None:
         self._take_down(subject, rumour.told)
         rumour.told += 1
-        self._shelves.setdefault(rumour.told, {})[subject] = None
+        shelf = self._shelves.get(rumour.told)
+        if shelf is None:
+            shelf = self._shelves[rumour.told] = {}
+        shelf[subject] = rumour
 
     def _take_down(self, subject: Hashable, told: int) -> None:
         shelf = self._shelves[told]

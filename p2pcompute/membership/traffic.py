@@ -15,7 +15,7 @@ UPDATE_PERIOD_MIN_S = 30.0
 DATAGRAM_OVERHEAD_BYTES = 57
 #: Payloads of messages without rumours, bytes, as the codec writes them.
 PROBE_BYTES = 28
-ACK_BYTES = 75
+ACK_BYTES = 66
 WANT_BYTES = 24
 RUMOURS_BYTES = 15
 DIGEST_BYTES = 526

@@ -109,8 +109,9 @@ class Gossiping:
             return  # of a later version
         try:
             message = GOSSIP_CODEC.decode(payload, bytes_max=limits.DATAGRAM_PAYLOAD_BYTES_MAX)
-        except ProtocolError as error:
-            self._misdeed(peer, f"sent gossip that cannot be read: {error.reason_text}")
+        except ProtocolError:
+            # Not what of it cannot be read: there are as many texts as there are ways to write nonsense.
+            self._misdeed(peer, "sent gossip that cannot be read")
             return
         if isinstance(message, Records):
             self._feed(book.RecordsHeard(peer, message.records, self._wall()))

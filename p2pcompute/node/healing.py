@@ -13,9 +13,10 @@ from typing import Protocol
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.membership import healing
+from p2pcompute.membership.book import PeerBook
 from p2pcompute.model.errors import P2PComputeError
 from p2pcompute.model.ids import PeerId, short_peer_id
-from p2pcompute.model.peer import Address, PeerRecord, PeerStatus, PeerView
+from p2pcompute.model.peer import Address, PeerRecord, PeerStatus
 from p2pcompute.model.seams import Clock
 from p2pcompute.net.dht.dht import Dht, DhtContact
 from p2pcompute.net.link import Link
@@ -67,7 +68,7 @@ class Healing:
         clock: Clock,
         supervisor: Supervisor,
         log: FilteringBoundLogger,
-        view: Callable[[], PeerView],
+        book: PeerBook,
         found: Callable[[PeerId, Presence], None],
         observe: Observe | None = None,
     ) -> None:
@@ -77,7 +78,7 @@ class Healing:
         self._clock = clock
         self._supervisor = supervisor
         self._log = log
-        self._view = view
+        self._book = book
         self._found = found
         #: What the address book was last told.
         self._announced: Presence | None = None
@@ -153,7 +154,7 @@ class Healing:
         self.pump.feed(healing.PeerLost(peer))
 
     def _view_record(self, peer: PeerId) -> PeerRecord | None:
-        entry = self._view().entry(peer)
+        entry = self._book.entry(peer)
         return entry.record if entry is not None and entry.status is PeerStatus.ALIVE else None
 
     # --- effects --------------------------------------------------------------------------------------------------------
@@ -194,12 +195,12 @@ class Healing:
 
     async def _keep_present(self) -> None:
         while True:
-            view = self._view()
-            self.pump.feed(healing.ViewSize(len(view.alive), len(view.entries)))
-            own = view.own
+            alive, known = self._book.counts()
+            self.pump.feed(healing.ViewSize(alive, known))
+            own = self._book.own_record
             self._dht.reach = own.reach
             presence = Presence(own.incarnation, own.addresses, own.relays, own.reach)
-            if presence != self._announced and view.entries:
+            if presence != self._announced and known:
                 try:
                     await self._dht.announce(presence)
                     self._announced = presence
@@ -226,7 +227,7 @@ class Healing:
                     relays=entry.record.relays,
                     reach=entry.record.reach,
                 )
-                for entry in self._view().alive
+                for entry in self._book.view.alive
                 if entry.linked
             ]
         )

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.execution.loader import missing_requirements
 from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun, WorkerPool
 from p2pcompute.jobs import lend
+from p2pcompute.membership.rate import TokenBucket
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
     BlobMissingError,
@@ -107,6 +108,8 @@ class Lender:
         #: Jobs with result rows that leave in the next turn.
         self._flushing: dict[tuple[PeerId, JobId], LentJob] = {}
         self._flush_due = False
+        #: Lines of the log about refused jobs that may still be written.
+        self._refusals = TokenBucket(limits.TROUBLE_LINES_PER_SECOND, limits.TROUBLE_LINES_PER_SECOND, 0.0)
         self._handles = Handles(store)
         #: Tasks finished since the start.
         self.tasks_done = 0
@@ -515,7 +518,9 @@ class Lender:
             self._send(channel, Results(job, results[start : start + limits.BATCH_TASKS_MAX]))
 
     def _refuse(self, channel: Channel, job: bytes, reason: str, text: str, module: str = "") -> None:
-        self._log.info("job refused", job=format_job_id(JobId(job)), peer=short_peer_id(channel.peer), cause=text)
+        # Who offers jobs without end would fill the log with what is said of them.
+        if self._refusals.take(self._clock.monotonic()):
+            self._log.info("job refused", job=format_job_id(JobId(job)), peer=short_peer_id(channel.peer), cause=text)
         self._send(channel, JobRefuse(job, reason, text[:4096], module[: limits.TEXT_CHARS_MAX]))
 
     def _send(self, channel: Channel, message: Message) -> None:

@@ -209,7 +209,7 @@ class OverlayPeer:
             clock,
             parts.supervisor,
             parts.log,
-            lambda: self.overlay.view,
+            self._peer_book,
             self._presence_found,
             world.observe,
         )
@@ -340,7 +340,7 @@ class OverlayPeer:
         own.set_reach(self.reaching.reach, self.reaching.relays)
         capability, load = self._parts.sample()
         addresses = tuple(dict.fromkeys((*self._world.addresses(self._host, self.port), *self.reaching.external)))
-        around = Around(len(self.overlay.view.alive) + 1, self._has_old())
+        around = Around(self._peer_book.counts()[0] + 1, self._has_old())
         tell = own.observe(capability, load, addresses[: limits.ADDRESSES_MAX], edges, now, around)
         if tell is Tell.RECORD:
             self.overlay.own_changed()

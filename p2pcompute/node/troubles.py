@@ -19,7 +19,9 @@ from p2pcompute.membership.rate import TokenBucket
 from p2pcompute.model import limits
 
 #: Different things kept of one address or peer; the longest quiet one goes first.
-_KINDS_MAX = 3
+_KINDS_MAX = 6
+#: Lines of the log that one address or peer may cause at once.
+_LINES_AT_ONCE = 3
 #: Seconds between two lines of the log about one address or peer, once it had the first few.
 _ROW_PAUSE_S = 10.0
 
@@ -101,7 +103,7 @@ class Troubles:
         kind.at = now
         row.kinds.move_to_end(what)
         # Who makes up a new text for each misdeed has a few lines at once, and the others theirs.
-        is_soon = row.lines >= _KINDS_MAX and now - row.told_at < _ROW_PAUSE_S
+        is_soon = row.lines >= _LINES_AT_ONCE and now - row.told_at < _ROW_PAUSE_S
         if is_soon or now - kind.told_at < limits.TROUBLE_SAID_AGAIN_S or not self._lines.take(now):
             return None
         line = Line(whom, what, kind.count - kind.told)

@@ -123,7 +123,10 @@ class CircuitClosed(Message):
 
 @dataclass(frozen=True, slots=True)
 class DialBack(Message):
-    """Asks the receiver to dial the sender at `addresses` and to hang up again; answered by DialedBack."""
+    """Asks the receiver to dial the sender at `addresses` and to hang up again; answered by DialedBack.
+
+    Without addresses only `seen` is wanted, which is answered as often as it is asked.
+    """
 
     kind: ClassVar[int] = 97
     nonce: Annotated[int, Whole()]

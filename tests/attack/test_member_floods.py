@@ -112,7 +112,7 @@ def test_messages_that_nobody_may_send_end_the_link_and_name_the_sender(honest: 
         await once(lambda link: link.write_frame(frame_header(FrameType.CHUNK, 9_999, 4) + b"data"))
 
     short = attack(honest, "rude", misbehave)
-    honest.blames(short, "greeted twice")
+    honest.blames(short, "a frame of")
 
 
 def test_streams_that_are_asked_for_and_not_read(honest: Field) -> None:
@@ -120,6 +120,8 @@ def test_streams_that_are_asked_for_and_not_read(honest: Field) -> None:
 
     async def hoard(evil: EvilMember) -> None:
         link = await evil.link(honest.address)
+        # What comes is neither taken nor refused.
+        link._bulk.frame = lambda kind, stream, payload: None  # type: ignore[method-assign]
 
         def wants() -> Iterator[Message]:
             for number in itertools.count(1):

@@ -242,7 +242,7 @@ def test_a_lender_that_lies_about_itself_breaks_no_job(honest: Field) -> None:
             for link in links:
                 link.send(Records((evil.record(edges=edges).wire,)))
             deadline = time.monotonic() + 35
-            while process.poll() is None and time.monotonic() < deadline:
+            while process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110 - a process sets no event
                 await asyncio.sleep(0.05)
             return taken
 

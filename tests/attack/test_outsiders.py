@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from p2pcompute.model import limits
-from p2pcompute.wire.datagram import datagram_tag, write_hello, write_unknown
+from p2pcompute.wire.datagram import Kind, datagram_tag, write_hello, write_proof, write_unknown
 from p2pcompute.wire.versions import ALPN_STREAM
 from tests.attack.field import Field, field, keep_up
 from tests.support.peers import until_now
@@ -56,7 +56,7 @@ def test_a_flood_of_junk_datagrams(honest: Field) -> None:
             for port in honest.ports:
                 for _ in range(20):
                     throw(opened, dice.randbytes(dice.randrange(1, 1_400)), port)
-                    throw(opened, bytes((4,)) + dice.randbytes(60), port)  # as if sealed
+                    throw(opened, bytes((Kind.SEALED,)) + dice.randbytes(60), port)
                     throw(opened, write_hello(dice.randbytes(8), 7, dice.randbytes(32)), port)
                     throw(opened, write_hello(tag, dice.getrandbits(32), dice.randbytes(32)), port)
                     throw(opened, write_unknown(tag, dice.getrandbits(32), 1), port)
@@ -81,9 +81,9 @@ def test_forged_proofs_cost_no_more_than_they_may(honest: Field) -> None:
                 throw(opened, write_hello(tag, 9, ephemeral), port)
                 with contextlib.suppress(OSError):
                     cookie = opened.recv(2_000)[-16:]
-                    body = struct.pack(">BB8sI32s16sQ", 2, 1, tag, 9, ephemeral, cookie, 0)
+                    proof = write_proof(tag, 9, ephemeral, cookie, 0, dice.randbytes(500))
                     for _ in range(8):
-                        throw(opened, body + dice.randbytes(600), port)
+                        throw(opened, proof + dice.randbytes(64), port)
 
         keep_up(volley, job, _ATTACK_S)
     honest.blames(_CALLER, "datagrams refused")

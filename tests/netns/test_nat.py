@@ -151,7 +151,7 @@ def test_two_homes_compute_for_each_other_through_a_public_third(left: Nat, righ
         into = sum(len(each.payload) for each in packets if each.destination == sites.relay_host.address)
         out = sum(len(each.payload) for each in packets if each.source == sites.relay_host.address)
         assert min(into, out) >= at_least, (into, out)
-        for words in (marker, marker[::-1], "turned", "anna", "ben"):
+        for words in (marker, marker[::-1], "turned"):
             assert not any(words.encode() in each.payload for each in packets), words
         assert not sites.direct_packets()
 
@@ -173,6 +173,24 @@ def test_people_are_told_the_path_and_why() -> None:
         assert any("they reach it through relay. Router: the router at 192.168.1.254" in text for text in found), found
         # Nobody is to blame for two homes with the same private addresses.
         assert anna.ask("status")["troubles"] == {}
+
+
+def test_where_no_udp_gets_through_everything_goes_over_links_and_doctor_says_so() -> None:
+    with three_sites() as sites:
+        sites.left.router.command("nft", "insert", "rule", "inet", "nat", "forward", "meta l4proto udp drop")
+        _, anna, ben = up(sites)
+        linked_by(anna, "ben", "relayed")
+
+        def warned() -> list[dict[str, Any]]:
+            return [each for each in sites.anna.json("doctor") if "no UDP datagrams get through" in each["text"]]
+
+        (warning,) = until_now(warned, "doctor has noticed", 55, 2.0)
+        assert warning["level"] == "WARN"
+        assert "UDP port 9876" in warning["advice"]
+        for peer in (anna, ben):
+            assert {row["status"] for row in peer.ask("peers")["peers"]} == {"alive"}
+        assert "is gone" not in anna.log.read_text() + ben.log.read_text()
+        assert not [each for each in sites.ben.json("doctor") if "no UDP datagrams" in each["text"]]
 
 
 # --- without a relay --------------------------------------------------------------------------------------------------
@@ -208,16 +226,16 @@ def test_a_public_peer_is_dialled_by_the_one_that_it_cannot_dial() -> None:
             told_reach(caller, "public")
         ben = sites.ben.up("ben", *told)
 
-        def reversed_one() -> tuple[str, dict[str, Any]] | None:
-            rows = ((name, row_of(caller, "ben")) for name, caller in callers.items())
-            return next(((name, row) for name, row in rows if row["path"] == "reversed"), None)
+        def reversed_one() -> tuple[dict[str, Any], dict[str, Any]] | None:
+            # Of the one whom ben makes a relay at the same moment only she believes that she was dialled because she asked.
+            pairs = ((row_of(caller, "ben"), row_of(ben, name)) for name, caller in callers.items())
+            return next((pair for pair in pairs if {each["path"] for each in pair} == {"reversed"}), None)
 
-        name, row = until_now(reversed_one, "one of them was dialled because she asked", LINKED_WITHIN_S, 0.1)
+        row, theirs = until_now(reversed_one, "one of them was dialled because she asked", LINKED_WITHIN_S, 0.1)
         assert row["path_via"] in {"relay", *callers}
         assert row["path_why"] == (
             f"direct, dialled by it: it cannot be dialled, this peer can, and it was asked through {row['path_via']}"
         )
-        theirs = linked_by(ben, name, "reversed")
         assert theirs["path_why"].startswith(f"direct, dialled by this peer: it was asked to through {row['path_via']}")
 
 

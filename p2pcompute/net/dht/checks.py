@@ -35,15 +35,16 @@ class Hints:
         at = self._answered.get((contact.peer, contact.address))
         return at is not None and now < at + limits.DHT_HINT_PAUSE_S
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody more can wait."""
+        return len(self._waiting) >= limits.DHT_HINTS_MAX
+
     def add(self, contact: Contact) -> bool:
         """Let `contact` wait; False where it waits already or its network, or the queue, is full."""
         key = (contact.peer, contact.address)
         voice = contact.voice(self._invitation_of)
-        if (
-            key in self._waiting
-            or len(self._waiting) >= limits.DHT_HINTS_MAX
-            or self._by_voice[voice] >= limits.DHT_HINTS_PER_NETWORK_MAX
-        ):
+        if key in self._waiting or self.is_full or self._by_voice[voice] >= limits.DHT_HINTS_PER_NETWORK_MAX:
             return False
         self._waiting[key] = (contact, voice)
         self._by_voice[voice] += 1

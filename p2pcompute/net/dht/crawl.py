@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -53,7 +55,8 @@ class Candidate:
     """A peer as one path knows it. `tellers`: ids of the candidates that told it, empty for one of our own table."""
 
     id: PointerKey
-    long_id: int
+    #: To the target, by exclusive or.
+    distance: int
     contacts: list[Contact]
     tellers: list[PointerKey]
     state: _State = _State.NEW
@@ -70,9 +73,15 @@ class Candidate:
         self.state = _State.NEW
 
 
-def _kinds_of_candidate(candidate: Candidate) -> frozenset[str]:
-    families = {each.family for each in candidate.contacts}
-    return kinds_of(families, is_global=any(each.scope is Scope.GLOBAL for each in candidate.contacts))
+_by_distance = operator.attrgetter("distance")
+
+
+def _kinds_of_candidate(candidate: Candidate) -> tuple[str, ...]:
+    contacts = candidate.contacts
+    if len(contacts) == 1:
+        return kinds_of(frozenset((contacts[0].family,)), is_global=contacts[0].scope is Scope.GLOBAL)
+    families = frozenset(each.family for each in contacts)
+    return kinds_of(families, is_global=any(each.scope is Scope.GLOBAL for each in contacts))
 
 
 @dataclass(slots=True)
@@ -93,6 +102,8 @@ class Candidates(NodeHeap):  # type: ignore[misc]
 
     def __init__(self, node: Node, maxsize: int) -> None:
         super().__init__(node, maxsize)
+        #: What is looked for.
+        self.target: int = node.long_id
         #: By id; at most `limits.DHT_CANDIDATES_PER_PATH_MAX`.
         self.by_id: dict[PointerKey, Candidate] = {}
         #: By id of the responder.
@@ -107,7 +118,8 @@ class Candidates(NodeHeap):  # type: ignore[misc]
             if known is None:
                 if len(self.by_id) < limits.DHT_CANDIDATES_PER_PATH_MAX:
                     tellers = [] if teller is None else [teller]
-                    self.by_id[contact.id] = Candidate(contact.id, contact.long_id, [contact], tellers)
+                    distance = contact.long_id ^ self.target
+                    self.by_id[contact.id] = Candidate(contact.id, distance, [contact], tellers)
                 continue
             # Twenty equal bytes of different peers: the first one stays.
             if known.contacts[0].peer != contact.peer:
@@ -135,21 +147,26 @@ class Candidates(NodeHeap):  # type: ignore[misc]
         return bool(candidate.tellers) and all(self.tellers[each].is_spent for each in candidate.tellers)
 
 
-def kinds_of(families: Iterable[int], *, is_global: bool) -> frozenset[str]:
+# Remembered, since every step of every lookup asks for all its candidates; there are eight answers.
+@functools.lru_cache(16)
+def kinds_of(families: frozenset[int], *, is_global: bool) -> tuple[str, ...]:
     """What a peer counts as when the nearest are chosen: who uses one family, or is far away, can ask only some."""
-    return frozenset(("any", *(f"family {family}" for family in families), *(("global",) if is_global else ())))
+    return ("any", *(f"family {family}" for family in sorted(families)), *(("global",) if is_global else ()))
 
 
-def nearest_of_each_kind(ordered: Iterable[T], k: int, kinds: Callable[[T], frozenset[str]]) -> list[T]:
+def nearest_of_each_kind(ordered: Iterable[T], k: int, kinds: Callable[[T], tuple[str, ...]]) -> list[T]:
     """Those of `ordered` that are among the first k of at least one of their kinds, in their order."""
     counts: dict[str, int] = {}
     chosen = []
     for each in ordered:
-        mine = sorted(kinds(each))
-        if any(counts.get(kind, 0) < k for kind in mine):
-            chosen.append(each)
+        mine = kinds(each)
+        is_near = False
         for kind in mine:
-            counts[kind] = counts.get(kind, 0) + 1
+            before = counts.get(kind, 0)
+            counts[kind] = before + 1
+            is_near = is_near or before < k
+        if is_near:
+            chosen.append(each)
     return chosen
 
 
@@ -255,8 +272,8 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
         first: list[Candidate] = []
         last: list[Candidate] = []
         crowding: dict[PointerKey, None] = {}
-        for candidate in sorted(path.by_id.values(), key=lambda each: each.long_id ^ self.node.long_id):
-            if candidate.state is _State.NEW:
+        for candidate in sorted(path.by_id.values(), key=_by_distance):
+            if self._tried and candidate.state is _State.NEW:
                 self._forget_tried(candidate)
             if candidate.state is _State.FAILED or (
                 candidate.state is _State.NEW and path.is_discredited(candidate) and candidate.id not in self._claimed
@@ -270,9 +287,14 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
                 if counts[voice] > limits.DHT_SAME_NETWORK_PER_BUCKET_MAX:
                     crowding[candidate.id] = None
             (last if candidate.id in crowding else first).append(candidate)
-        kept = [each for each in first if not each.tellers or not all(told in crowding for told in each.tellers)]
-        doubtful = [each for each in first if each.tellers and all(told in crowding for told in each.tellers)]
-        behind = sorted(last + doubtful, key=lambda each: each.long_id ^ self.node.long_id)
+        if not crowding:
+            return nearest_of_each_kind(first, self.ksize, _kinds_of_candidate)
+        kept: list[Candidate] = []
+        doubtful: list[Candidate] = []
+        for each in first:
+            is_doubtful = bool(each.tellers) and all(told in crowding for told in each.tellers)
+            (doubtful if is_doubtful else kept).append(each)
+        behind = sorted(last + doubtful, key=_by_distance)
         return nearest_of_each_kind(kept + behind, self.ksize, _kinds_of_candidate)
 
     def _forget_tried(self, candidate: Candidate) -> None:

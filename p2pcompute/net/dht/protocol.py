@@ -387,6 +387,8 @@ class HardenedProtocol(KademliaProtocol):  # type: ignore[misc]
 
     def hint(self, peer: PeerId, addresses: Iterable[Address]) -> None:
         """`peer` may be at one of `addresses`: ask it, unless it is known there, dead there, or nobody we would take."""
+        if self._hints.is_full:
+            return  # a thousand new records a minute are no reason to look at each: whoever waits is asked first
         now = self.around.clock.monotonic()
         for address in addresses:
             contact = make_contact(peer, plain_address(address))

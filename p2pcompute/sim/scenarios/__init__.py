@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from p2pcompute.sim.lab import Scenario
-from p2pcompute.sim.scenarios import nat, network, overlay
+from p2pcompute.sim.scenarios import attacks, nat, network, overlay
 
 #: By name.
 SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
@@ -14,6 +14,10 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "address-book": overlay.address_book,
         "all-faults": overlay.all_faults,
         "all-restart": overlay.all_restart,
+        "attack-invented-peers": attacks.invented_peers,
+        "attack-liar": attacks.liar,
+        "attack-replays": attacks.replays,
+        "attack-spoofed-flood": attacks.spoofed_flood,
         "cold-start": overlay.cold_start,
         "crash": overlay.crash,
         "leave": overlay.leave,

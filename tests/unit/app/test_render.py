@@ -83,6 +83,31 @@ def test_a_table_without_a_terminal_is_whole_and_plain(capsys: pytest.CaptureFix
     assert "…" not in out
 
 
+@pytest.mark.parametrize(
+    ("path", "via", "text"),
+    [
+        ("direct", None, "direct"), ("relayed", "attic", "relayed via attic"), ("reversed", "attic", "reversed via attic"),
+        (None, None, "-"),
+    ],
+)  # fmt: skip
+def test_the_path_says_through_whom(path: str | None, via: str | None, text: str) -> None:
+    (text_of,) = (text_of for heading, text_of, _ in peer_columns() if heading == "path")
+    assert text_of({**ROW, "path": path, "path_via": via}) == text
+
+
+def test_a_wide_table_says_why_and_how_a_peer_is_reached(capsys: pytest.CaptureFixture[str]) -> None:
+    relays = [{"name": "attic", "short": "BBBBBBBB", "address": "11.1.0.1:9876"}]
+    row = {**ROW, "path": "relayed", "path_via": "attic", "path_why": "because", "reach": "private", "relays": relays}
+    print_table("", peer_columns(wide=True), [row], empty="none")
+    wide = capsys.readouterr().out
+    assert "because" in wide
+    assert "private, relays attic" in wide
+    print_table("", peer_columns(), [row], empty="none")
+    assert "because" not in capsys.readouterr().out
+    # Peers of an earlier version say nothing of it.
+    assert [text_of(ROW) for heading, text_of, _ in peer_columns(wide=True) if heading == "reach"] == ["-"]
+
+
 def test_an_empty_table_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("", peer_columns(), [], empty="no peers")
     captured = capsys.readouterr()

@@ -185,11 +185,23 @@ def test_a_third_peers_word_is_enough_and_a_stranger_to_the_question_is_not_hear
     desk.now += SOON_S
     desk(book.LinkLost(A.peer, False, "broken"))
     asked = [(to, message) for to, message, _ in gossip_of(desk.run(0.501)) if isinstance(message, gossip.ProbeVia)]
-    nonce = asked[0][1].nonce
-    desk.say(CROWD[0], gossip.ViaAck(nonce, True))
-    assert desk.status(A) is PeerStatus.ALIVE
+    nonce = asked[0][1].nonce  # type: ignore[attr-defined]
     desk(book.GossipHeard(asked[0][0], gossip.ViaAck(nonce, True), WALL, Way.DATAGRAM))
     assert not only(desk.run(0.6), book.PeerSuspected)
+
+
+def test_whom_nobody_asked_answers_for_nobody() -> None:
+    desk = Desk(A, B, C, D, *CROWD)
+    desk.alive = {key.peer for key in (B, C, D, *CROWD)}
+    desk.link(A)
+    desk.now += SOON_S
+    (probe,) = messages(desk(book.LinkLost(A.peer, False, "broken")), gossip.Probe)
+    nonce = probe.nonce  # type: ignore[attr-defined]
+    desk.say(B, gossip.Ack(nonce))
+    asked = {to for to, message, _ in gossip_of(desk.run(0.501)) if isinstance(message, gossip.ProbeVia)}
+    stranger = next(key for key in CROWD if key.peer not in asked)
+    desk.say(stranger, gossip.ViaAck(nonce, True))
+    assert only(desk.run(0.6), book.PeerSuspected)
 
 
 def test_those_that_a_peer_says_it_is_linked_to_are_asked_first() -> None:
@@ -272,6 +284,10 @@ def test_local_health_slows_probes_down() -> None:
     assert ill.book.health == 8
     ill(book.LoopLagged(0.05))
     assert ill.book.health == 8
+    crowded = Desk(*CROWD)
+    for _ in range(10):
+        crowded(book.LoopLagged(5.0))
+    assert 0 < len([to for to, m, _ in gossip_of(crowded.run(30.0)) if isinstance(m, gossip.Probe)]) < 10
     assert 0 < len([m for m in messages(ill.run(20.0), gossip.Probe) if not m.rumours or len(m.rumours[0]) < 100]) < 10  # type: ignore[attr-defined]
     well(book.LoopLagged(5.0))
     well.run(20.0)
@@ -383,6 +399,58 @@ def test_many_peers_of_one_invitation_are_one_accuser() -> None:
     assert desk.now - start > 10
 
 
+def test_who_accuses_many_at_once_is_heard_about_some_of_them() -> None:
+    desk = Desk(A, *CROWD)
+    accusations = {accusation(A, key) for key in CROWD}
+    desk.tell(A, *sorted(accusations))
+    told = {wire for _, m, _ in gossip_of(desk.run(3.0)) for wire in getattr(m, "rumours", ()) if wire in accusations}
+    assert len(told) == limits.ACCUSATIONS_PER_SECOND
+
+
+def test_who_was_accused_by_others_first_is_suspected_by_them() -> None:
+    desk = Desk(A, *CROWD)
+    desk.alive = {key.peer for key in CROWD}
+    desk.tell(CROWD[3], accusation(CROWD[3], A))
+    assert only(desk.run(4.0), book.PeerSuspected) == [book.PeerSuspected(A.peer, CROWD[3].peer)]
+
+
+def test_nobody_dies_before_an_own_probe_has_failed_however_long_that_takes() -> None:
+    desk = Desk(A, *CROWD)
+    for _ in range(10):
+        desk(book.LoopLagged(5.0))
+    # Past what counts as being late; no answer heals, so each probe takes nine seconds.
+    desk.run(15.0)
+    start = desk.now
+    for key in CROWD[:6]:
+        desk.tell(key, accusation(key, A))
+    said: list[book.Effect] = []
+    probes: list[Message] = []
+    while not (probes := messages(said, gossip.Probe, A)):
+        said += desk.run(0.1)
+    said += desk.run(max(start + 8.5 - desk.now, 0.0))
+    assert A.peer not in {effect.peer for effect in only(said, book.PeerDied)}  # type: ignore[attr-defined]
+    assert desk.status(A) is PeerStatus.ALIVE
+    assert desk.now - start > 6.0, "its time was up"
+    desk.say(A, gossip.Ack(probes[-1].nonce))  # type: ignore[attr-defined]
+    assert A.peer not in {effect.peer for effect in only(desk.run(2.0), book.PeerDied)}  # type: ignore[attr-defined]
+
+
+def test_who_refutes_again_and_again_and_answers_never_is_judged_by_others() -> None:
+    desk = Desk(*CROWD)
+    desk.alive = {key.peer for key in CROWD}
+    desk.link(A)
+    desk(book.LinkLost(A.peer, True, "idle"))
+    incarnation, suspected = 1, 0
+    for _ in range(30):
+        effects = desk.run(10.0)
+        if only(effects, book.PeerSuspected):
+            suspected += 1
+            incarnation += 1
+            desk.hear(CROWD[0], gossip_record(A, incarnation))
+    assert suspected == 3
+    assert desk.status(A) is PeerStatus.ALIVE
+
+
 def test_only_members_may_accuse_and_only_for_the_present_life() -> None:
     desk = Desk(A, B, C)
     stranger = FakeKey("stranger")
@@ -423,9 +491,11 @@ def test_who_accuses_falsely_all_the_time_is_reported_once_and_ignored() -> None
         assert not only(effects, book.PeerSuspected)
     assert [report.peer for report in reports] == [A.peer]  # type: ignore[attr-defined]
     assert "accuses" in reports[0].reason  # type: ignore[attr-defined]
-    desk.tell(A, accusation(A, CROWD[0], 11))
-    said = desk.run(2.0)
-    assert not any(accusation(A, CROWD[0], 11) in getattr(message, "rumours", ()) for _, message, _ in gossip_of(said))
+    present = desk.book.record(CROWD[0].peer)
+    assert present is not None
+    wire = accusation(A, CROWD[0], present.incarnation)
+    said = desk.tell(A, wire) + desk.run(2.0)
+    assert not any(wire in getattr(message, "rumours", ()) for _, message, _ in gossip_of(said))
 
 
 def test_a_peer_that_is_heard_on_its_link_is_never_dead_whoever_accuses_it_and_a_silent_link_vouches_for_nobody() -> (
@@ -639,6 +709,37 @@ def test_a_new_link_begins_with_one_digest_and_pulls_only_what_differs() -> None
         back += [message for _, message, _ in gossip_of(other.say(A, message, Way.LINK))]
     asked = {prefix for message in back if isinstance(message, gossip.Want) for prefix in message.peers}
     assert {C.peer[:12], CROWD[1].peer[:12]} <= asked
+
+
+def test_one_side_of_a_new_link_begins() -> None:
+    for key in CROWD:
+        desk = Desk()
+        begins = bool(messages(desk.link(key), gossip.Digest, key))
+        assert begins == (OWN.peer < key.peer)
+    assert len({OWN.peer < key.peer for key in CROWD}) == 2
+
+
+def test_what_is_due_to_a_link_that_is_gone_goes_in_a_datagram_or_not_at_all() -> None:
+    desk = Desk(A, B)
+    desk.link(A)
+    desk.say(A, gossip.ProbeVia(5, B.peer, 500), Way.LINK)
+    desk(book.LinkLost(A.peer, True, "idle"))
+    ((_, way),) = [
+        (m, way) for to, m, way in gossip_of(desk.run(0.45)) if to == A.peer and isinstance(m, gossip.ViaAck)
+    ]
+    assert way is Way.DATAGRAM
+    assert not gossip_of(desk.say(A, gossip.Want((OWN.peer,)), Way.LINK))
+
+
+def test_who_had_left_before_it_was_known_is_not_announced() -> None:
+    desk = Desk(A, B, C)
+    desk.hear(A, gossip_record(D, 1, 4, leaving=True))
+    assert desk.status(D) is PeerStatus.LEFT
+    said = desk.run(3.0)
+    assert not any(announcement(D, 1, 4) in getattr(m, "rumours", ()) for _, m, _ in gossip_of(said))
+    assert desk.book._table.digests.order(D.peer) is None, "nor found missing by others, or it would go round for ever"
+    desk.hear(A, gossip_record(C, 1, 4, leaving=True))
+    assert desk.book._table.digests.order(C.peer) == (1, 4)
 
 
 def test_equal_peers_have_nothing_to_say_to_a_digest() -> None:

@@ -35,6 +35,7 @@ from p2pcompute.membership.reach_events import (
     ReleaseRelay,
     ReserveRelay,
     RoundTripMeasured,
+    TryDirect,
 )
 from p2pcompute.membership.reach_networks import Witness, are_two, is_global, network_of
 from p2pcompute.model import limits
@@ -682,3 +683,40 @@ def test_records_by_the_thousand_push_out_nobody() -> None:
     assert {one.peer, two.peer} <= set(world.machine._table._candidates)
     assert peer(2_900) in world.machine._table._candidates
     assert peer(1_100) not in asked
+
+
+# --- peers behind relays ----------------------------------------------------------------------------------------------
+
+
+def relayed_world() -> World:
+    world = World()
+    world(LinkUp(peer(7), None, False))
+    return world
+
+
+def promise(reach: Reach, *addresses: Address) -> RecordKnown:
+    return RecordKnown(peer(7), reach, (), addresses)
+
+
+def test_a_peer_behind_a_relay_is_tried_directly_once_its_record_promises_it() -> None:
+    world = relayed_world()
+    world(promise(Reach.UNKNOWN, HOME), promise(Reach.PRIVATE, HOME))
+    assert not world.said(TryDirect)
+    world(promise(Reach.MAPPED, HOME, OUTSIDE))
+    assert world.said(TryDirect) == [TryDirect(peer(7))]
+    # The same again is no news, and news that come in a stream are not tried each.
+    world(promise(Reach.MAPPED, HOME, OUTSIDE), promise(Reach.PUBLIC, OUTSIDE), promise(Reach.PUBLIC, RENTED))
+    assert len(world.said(TryDirect)) == 1
+    world.run(30)
+    world(promise(Reach.PUBLIC, OUTSIDE))
+    assert len(world.said(TryDirect)) == 2
+    # A new link, again through a relay, does not make it more often.
+    world(LinkUp(peer(7), None, True), promise(Reach.PUBLIC, RENTED))
+    assert len(world.said(TryDirect)) == 2
+
+
+def test_who_is_linked_directly_or_not_at_all_is_not_tried() -> None:
+    world = World()
+    world(promise(Reach.PUBLIC, OUTSIDE))
+    world(LinkUp(peer(7), Address("20.1.0.1", PORT), True), promise(Reach.MAPPED, OUTSIDE))
+    assert not world.said(TryDirect)

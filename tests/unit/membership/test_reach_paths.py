@@ -84,3 +84,16 @@ def test_reasons_for_links_tell_all_cases_apart() -> None:
         f"relayed through {short_peer_id(RELAY)}: neither side can be dialled from other networks"
     )
     assert path_reason(Way.DIRECT, Reach.PRIVATE, Reach.MAPPED) == "direct: its router forwards a port to it"
+
+
+def test_reasons_name_who_dialled_and_the_peer_between() -> None:
+    assert path_reason(Way.DIRECT, Reach.PUBLIC, Reach.UNKNOWN) == (
+        "direct: it dialled this peer, which can be dialled from other networks"
+    )
+    assert "nobody has found out yet" in path_reason(Way.DIRECT, Reach.PUBLIC, Reach.UNKNOWN, dialled=True)
+    assert path_reason(Way.REVERSED, Reach.PRIVATE, Reach.PUBLIC, RELAY, called="attic", dialled=True) == (
+        "direct, dialled by this peer: it was asked to through attic, since it cannot be dialled itself"
+    )
+    assert path_reason(Way.RELAYED, Reach.PRIVATE, Reach.PRIVATE, RELAY, called="attic").startswith(
+        "relayed through attic: "
+    )
