@@ -65,7 +65,9 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
 @click.option("--bootstrap", metavar="HOST:PORT,…", multiple=True, help="Peers to try at the start; may be repeated.")
 @click.option("--lan/--no-lan", default=None, help="Find peers by broadcast and multicast (default: yes).")
 @click.option("--beacon-port", metavar="PORT", help="UDP port of the broadcasts (9877).")
-@click.option("--map-ports/--no-map-ports", default=None, help="Ask the router to forward a port if needed (default: yes).")
+@click.option(
+    "--map-ports/--no-map-ports", default=None, help="Ask the router to forward a port if needed (default: yes)."
+)
 @click.option("--timing", metavar="NAME", help="Pace of gossip: auto, lan, wan or test (auto).")
 @click.option("--label", "labels", metavar="TEXT", multiple=True, help="Label of this peer; may be repeated.")
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")
@@ -205,7 +207,9 @@ async def _down(settings: Settings, wanted: str | None, every: bool) -> list[str
     """,
 )
 @peer_option
-@click.option("--wide", is_flag=True, help="Show why each path, reach, roles, platform, addresses, errors and whole ids too.")
+@click.option(
+    "--wide", is_flag=True, help="Show why each path, reach, roles, platform, addresses, errors and whole ids too."
+)
 @click.option("--watch", is_flag=True, help="Go on and print a line for every change, until Ctrl-C.")
 @json_option
 @click.pass_context

@@ -172,7 +172,7 @@ def test_people_are_told_the_path_and_why() -> None:
         found = [each["text"] for each in sites.anna.json("doctor") if each["subject"] == "peer 1"]
         assert any("they reach it through relay. Router: the router at 192.168.1.254" in text for text in found), found
         # Nobody is to blame for two homes with the same private addresses.
-        assert anna.ask("status")["troubles"] == {}
+        assert not [whom for whom in anna.ask("status")["troubles"] if whom.startswith("192.168.")]
 
 
 def test_where_no_udp_gets_through_everything_goes_over_links_and_doctor_says_so() -> None:

@@ -117,13 +117,13 @@ async def liar(lab: Lab) -> None:
         until = lab.now + ATTACK_S
         while lab.now < until:
             for to in honest:
-                for victim in rng.sample(honest, 3):
+                for victim in rng.sample(honest, 2):
                     for message in mallory.lies_about(victim):
                         mallory.say(to, message)
                 for message in mallory.lies():
                     mallory.say(to, message)
                 mallory.babble(to)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.0)
             _all_alive(honest, f"{lab.now - until + ATTACK_S:.0f} s into the attack")
         _nobody_lost(overlay, honest, said)
         _all_name(honest, mallory.short_id)

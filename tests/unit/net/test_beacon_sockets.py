@@ -180,7 +180,9 @@ def test_noise_of_any_size_is_dropped_or_handed_on_and_stops_nothing() -> None:
         one.shell.broadcast()
         await until(lambda: len(one.heard) >= 5)
         cut_off = limits.BEACON_BYTES_MAX + 1
-        assert [len(data) for data, _ in one.heard][:4] == [1, cut_off, cut_off, cut_off], "seen to be too long, and no more"
+        assert [len(data) for data, _ in one.heard][:4] == [1, cut_off, cut_off, cut_off], (
+            "seen to be too long, and no more"
+        )
         assert len(one.heard) == 5
         await one.shell.stop()
 
