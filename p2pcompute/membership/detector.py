@@ -191,10 +191,11 @@ class Detector:
             first = next(iter(case.accusers.values()), own)
             self._common.table.set_suspect(row, now)
             self._common.effects.append(PeerSuspected(row.peer, first))
-            if is_judge:
-                if len(case.accusers) <= self._wanted():
-                    case.evidence = self._accuse(row) or case.evidence
-                case.accuse(own, own)
+        # It may have become one since the first probe that failed.
+        if is_judge and own not in case.accusers.values():
+            if len(case.accusers) <= self._wanted():
+                case.evidence = self._accuse(row) or case.evidence
+            case.accuse(own, own)
         self._appoint(row.peer, case, now)
         self._check_later(row.peer, now)
 

@@ -82,6 +82,8 @@ EXCHANGES_REMEMBERED_MAX = 4_096
 # --- troubles ---------------------------------------------------------------------------------------------------------
 #: Addresses and peers whose troubles are remembered for people: more than anybody reads, 1 KiB each.
 TROUBLES_MAX = 1_024
+#: Messages of membership a second over one link: a cold start among thousands takes a tenth of it; 5 % of a core.
+LINK_GOSSIP_PER_SECOND = 1_000.0
 #: A trouble that has not come again for so long is forgotten.
 TROUBLE_KEPT_S = 3_600.0
 #: The same trouble is said in the log again after so long, with how often it came meanwhile.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from p2pcompute.membership import book
 from p2pcompute.membership.locality import Network, locality
 from p2pcompute.model import limits
-from p2pcompute.model.errors import AdmissionError, AdmissionReason, P2PComputeError, ProtocolError
+from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, P2PComputeError, ProtocolError
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address, PeerRecord
 from p2pcompute.net.link import Link
@@ -125,5 +125,7 @@ class Gossiping:
         """Called by the endpoint: what came from `address` was refused, or nobody answers there."""
         if isinstance(error, AdmissionError) and error.reason is AdmissionReason.SELF:
             return  # two homes may have the same private addresses; that is nobody's fault
+        if isinstance(error, LinkClosedError):
+            return  # nobody answers: a hint of the address book was old, or the address is behind a router
         # Without its port, which in a flood is another one each time.
         self._trouble(address.host, f"datagrams refused: {error}".replace(str(address), address.host), times)

@@ -12,9 +12,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from structlog.typing import FilteringBoundLogger
 
+from p2pcompute.execution.values import decode
 from p2pcompute.jobs import dispatch
 from p2pcompute.model import limits
-from p2pcompute.model.errors import BusyError, LinkClosedError, P2PComputeError, UsageError
+from p2pcompute.model.errors import (
+    BlobMissingError,
+    BusyError,
+    LinkClosedError,
+    P2PComputeError,
+    ProtocolError,
+    ResultRefusedError,
+    UsageError,
+)
 from p2pcompute.model.ids import REDUCE_BASE, JobId, PeerId, TaskIndex, format_job_id, short_peer_id
 from p2pcompute.model.job import (
     Aggregation,
@@ -78,6 +87,10 @@ class Origin:
         self._machine = dispatch.Dispatch()
         #: Open channels to peers that compute for us, by peer.
         self._channels: dict[PeerId, Channel] = {}
+        #: Peers that sent what is no result, the longest barred first; they get no tasks from this process any more.
+        self._barred: dict[PeerId, None] = {}
+        #: Told of them; the composition root sets it.
+        self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
         #: Every job that is open or was kept, oldest first.
         self.jobs: dict[JobId, OriginJob] = {}
         self._pump: Pump[dispatch.Event, dispatch.Effect] = Pump(
@@ -198,8 +211,18 @@ class Origin:
 
     def peer_usable(self, channel: Channel, rank: float) -> None:
         """`channel` leads to a peer that may compute for us; `rank`: higher is tried first."""
+        if channel.peer in self._barred:
+            return
         self._channels[channel.peer] = channel
         self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank))
+
+    def _bar(self, peer: PeerId) -> None:
+        """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""
+        while len(self._barred) >= limits.TROUBLES_MAX:
+            del self._barred[next(iter(self._barred))]
+        self._barred[peer] = None
+        self.misdeed(peer, "sent a result that cannot be read; it is given no more tasks")
+        self.peer_gone(peer, "it sent a result that cannot be read")
 
     def peer_gone(self, peer: PeerId, reason: str) -> None:
         """A peer that computed for us is not reachable any more."""
@@ -233,6 +256,8 @@ class Origin:
             return
         reports: list[TaskReport] = []
         for task, attempt, outcome, wall_us, payload in message.rows:
+            if channel.peer in self._barred:
+                return
             if payload.blob is not None:
                 self._supervisor.task(
                     f"result {task} of {format_job_id(known.spec.job)}",
@@ -241,6 +266,9 @@ class Origin:
                     ),
                 )
                 continue
+            if outcome is Outcome.RETURNED and not channel.is_local and not _is_readable(payload.inline):
+                self._bar(channel.peer)
+                return
             reports.append(self._stage(known, channel.peer, (task, attempt, outcome, wall_us), payload.inline))
         if reports:
             self._report(known, channel.peer, tuple(reports))
@@ -509,3 +537,14 @@ class Origin:
 
 def _text(payload: bytes | bytearray | memoryview) -> str:
     return bytes(payload[: limits.TRACEBACK_CHARS_MAX]).decode("utf-8", "replace")
+
+
+def _is_readable(payload: bytes | bytearray | memoryview) -> bool:
+    """Whether `payload` is an encoded value, or might be one for its submitter; nothing in it is believed or run."""
+    try:
+        decode(payload)
+    except ProtocolError:
+        return False
+    except (ResultRefusedError, BlobMissingError):
+        return True
+    return True

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.membership import beacons, book, joining
 from p2pcompute.membership.locality import parse_networks
+from p2pcompute.membership.rate import RateTable
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
     AdmissionError,
@@ -35,6 +36,7 @@ from p2pcompute.node.gossiping import Gossiping
 from p2pcompute.node.own_record import OwnRecord
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.troubles import Trouble, Troubles
+from p2pcompute.wire.families import GOSSIP_ONLY
 from p2pcompute.wire.messages import (
     Message,
     Records,
@@ -46,6 +48,8 @@ from p2pcompute.wire.messages import (
 
 #: Refusals after which the same address is worth another try only rarely.
 _PERMANENT = frozenset(AdmissionReason) - {AdmissionReason.NOT_YET_VALID}
+#: What membership says over links.
+_MEMBERSHIP = (*GOSSIP_ONLY, Records, SuspectQuery, SuspectAnswer)
 #: Bytes of the throughput measurement of a link: long enough to leave slow start on a LAN.
 BANDWIDTH_PROBE_BYTES = 1 << 20
 #: A record that names the same ways to its peer as the one before is passed on to those who follow ways only so often, seconds.
@@ -143,6 +147,8 @@ class Overlay:
         self._beacon: Pump[beacons.Event, beacons.Effect] | None = None
         #: What went wrong lately, by address or short peer id.
         self._troubles = Troubles()
+        #: How much each peer says about membership over its link.
+        self._talk: RateTable[PeerId] = RateTable(limits.CANDIDATES_MAX)
         #: Who sends nonsense to the beacons' port.
         self._nonsense = Nonsense()
         self.book: Pump[book.Event, book.Effect] = Pump(
@@ -285,6 +291,11 @@ class Overlay:
 
     def message(self, link: Link, message: Message) -> None:
         """Called by the hub."""
+        if isinstance(message, _MEMBERSHIP) and not self._talk.take(
+            link.peer, limits.LINK_GOSSIP_PER_SECOND, self._clock.monotonic()
+        ):
+            self.misdeed(link.peer, "floods its link with what membership says; most of it is dropped")
+            return
         match message:
             case Records():
                 self.book.feed(book.RecordsHeard(link.peer, message.records, self._wall()))
@@ -306,7 +317,8 @@ class Overlay:
         current = self.hub.links.get(link.peer)
         if current is not None and current is not link:
             return  # replaced by a better link to the same peer
-        reason = str(error) if error is not None else ""
+        farewell = link.farewell.reason if link.farewell is not None else ""
+        reason = str(error) if error is not None else farewell
         if error is not None:
             self.trouble(short_peer_id(link.peer), reason, is_misdeed=isinstance(error, ProtocolError))
         self._log.info("link lost", peer=short_peer_id(link.peer), cause=reason)

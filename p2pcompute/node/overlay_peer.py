@@ -307,6 +307,10 @@ class OverlayPeer:
         """The network as this peer sees it now."""
         return self.overlay.view
 
+    def counts(self) -> tuple[int, int]:
+        """How many other peers are believed to be up, and how many are known: cheaper than a view of thousands."""
+        return self._peer_book.counts()
+
     def ban(self, peers: Iterable[PeerId]) -> None:
         """The owner has revoked `peers`: forget them and take nothing of them any more."""
         gone = tuple(peers)

@@ -215,6 +215,7 @@ class Peer(Door):
         )
         self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
         self.overlay = self.side.overlay
+        self.origin.misdeed = self.overlay.misdeed
         self.admission = Admission(
             self.identity,
             self.network,

@@ -93,7 +93,8 @@ def test_a_flood_of_messages_over_a_link(honest: Field) -> None:
         )
         await for_a_while(evil.flood(link, itertools.cycle(kinds)))
 
-    attack(honest, "flooder", flood)
+    short = attack(honest, "flooder", flood)
+    honest.blames(short, "floods its link")
 
 
 def test_messages_that_nobody_may_send_end_the_link_and_name_the_sender(honest: Field) -> None:

@@ -26,7 +26,7 @@ from p2pcompute.wire.identity import PeerKey, verify_signature
 from p2pcompute.wire.messages import Grant, JobAccept, JobOpen, Message, Payload, Records, Results, Tasks, TasksCancel
 from p2pcompute.wire.record import open_record, sign_record
 from tests.attack.evil import EvilMember, evil_member, forged, record_of
-from tests.attack.field import Field, field
+from tests.attack.field import TASKS, Field, field
 from tests.support.networks import SeededEntropy
 from tests.support.peers import until, until_now
 
@@ -213,8 +213,11 @@ def test_a_lender_that_lies_about_itself_breaks_no_job(honest: Field) -> None:
     token = honest.invite("braggart")
     capability = Capability(1 << 20, 1e6, 1.0, 1e6, 1e6)
 
+    names: list[str] = []
+
     async def lend(process: subprocess.Popen[bytes]) -> int:
         async with evil_member(token, "braggart", capability=capability, slots=1 << 20) as evil:
+            names.append(evil.short_id)
             taken = 0
 
             def obey(link: Any, message: Message) -> None:
@@ -230,7 +233,9 @@ def test_a_lender_that_lies_about_itself_breaks_no_job(honest: Field) -> None:
                     unrun = tuple(_result(row, 6, b"no room") for row in message.rows if row[0] % 3 == 1)
                     others = tuple(_result((row[0] + 1_000, 7, 0, None), 0, b"\x01") for row in message.rows)
                     early = tuple(_result((row[0], row[1] + 1, 0, None), 0, b"\x01") for row in message.rows)
-                    for rows in (unrun, others, early):
+                    # After a while, what is no result at all.
+                    garbage = tuple(_result(row, 0, b"\xc1garbage") for row in message.rows if taken > 6)
+                    for rows in (unrun, others, early, garbage):
                         if rows and not link.closed:
                             link.send(Results(message.job, rows))
                 elif isinstance(message, TasksCancel):
@@ -246,9 +251,11 @@ def test_a_lender_that_lies_about_itself_breaks_no_job(honest: Field) -> None:
                 await asyncio.sleep(0.05)
             return taken
 
-    with honest.working() as process:
+    # A line for each task that has to be given to another.
+    with honest.working(lines_max=3 * TASKS) as process:
         taken = asyncio.run(lend(process))
     assert taken, "nobody believed it, so nothing was tried"
+    honest.blames(names[0], "sent a result that cannot be read")
 
 
 def _result(row: Any, outcome: int, payload: bytes) -> Any:

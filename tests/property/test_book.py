@@ -266,8 +266,9 @@ def live_through(protocol: Protocol, moves: list[tuple[str, int, int]], seed: in
                 world.run(other / 3)
     world.run(1)
     full_mesh(world)
-    # The first version repairs one link at a time, every half a minute.
-    world.run(1_000 if protocol == 1 else 90)
+    # The first version repairs one link at a time, every half a minute, and finds the dead that it was not linked to by their
+    # silence alone.
+    world.run({1: 1_000, 2: 90}.get(protocol, 500) if isinstance(protocol, int) else 500)
     for number, member in enumerate(world.members):
         if not member.is_up:
             continue

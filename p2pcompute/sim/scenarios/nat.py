@@ -33,11 +33,11 @@ KINDS = MappingProxyType(
         "symmetric": NatSettings.symmetric(),
     }
 )
-#: Virtual seconds in which two peers behind routers are linked once both run. A check begins after one, the dial-back that nobody answers takes three, and what came
-#: of it is told to others by records.
+#: Virtual seconds in which two peers behind routers are linked once both run. A check begins after one, the dial-back that nobody answers takes
+#: three, and what came of it is told to others by records.
 LINKED_WITHIN_S = 15.0
-#: The same where the relay falls silent without a word: a silent link ends after 45 s, and the other relay is there already.
-SILENT_WITHIN_S = limits.LINK_SILENCE_MAX_S + limits.HEARTBEAT_INTERVAL_S + 10.0
+#: The same where the relay falls silent without a word: gossip finds that out long before the silent link ends after 45 s.
+SILENT_WITHIN_S = 30.0
 #: Virtual seconds between checks in `nat_opened`.
 RECHECK_S = 120.0
 
@@ -46,9 +46,13 @@ RECHECK_S = 120.0
 class Homes:
     """Two homes with the same private addresses, and public peers; nothing runs yet."""
 
+    #: The run.
     lab: Lab
+    #: Everybody.
     overlay: SimOverlay
+    #: Peers that anybody can dial, each of a network of its own.
     publics: list[SimPeer]
+    #: The peer behind the first of `routers`, and the one behind the second.
     anna: SimPeer
     ben: SimPeer
     routers: tuple[NatBox, NatBox]

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from p2pcompute.membership import reach_events as reach
+from p2pcompute.membership.machine import Tick
 from p2pcompute.membership.reach import ReachMachine
 from p2pcompute.model import limits
 from p2pcompute.model.errors import LinkClosedError
@@ -79,7 +80,7 @@ class Bench:
     def say(self, *effects: reach.Effect) -> None:
         """Have the machine say this."""
         self.script.next = list(effects)
-        self.reaching.pump.feed(reach.Tick())
+        self.reaching.pump.feed(Tick())
 
     async def told(self, *kinds: type) -> list[Any]:
         """What the machine is told of these kinds, once it is told anything of the last one."""
@@ -304,7 +305,7 @@ TARGET, RELAY = PeerId(b"t" * 32), Relay(PeerId(b"r" * 32), Address("13.1.0.1", 
 
 
 def through(to: Reach, reversal: str, external: tuple[Address, ...] = ()) -> tuple[object, list[tuple[Any, ...]]]:
-    async def main() -> object:
+    async def main() -> tuple[object, list[tuple[Any, ...]]]:
         hub, script = FakeHub(reversal), Script()
         reaching = Reaching(
             cast(ReachMachine, script), cast(Any, hub), SystemClock(), cast(Any, None), cast(Any, Log()),
@@ -312,10 +313,10 @@ def through(to: Reach, reversal: str, external: tuple[Address, ...] = ()) -> tup
         )  # fmt: skip
         reaching.networks_changed((Address("192.168.1.5", 9876), OWN), ())
         script.next = [changed(to, *external)]
-        reaching.pump.feed(reach.Tick())
+        reaching.pump.feed(Tick())
         return await reaching.dial_through(TARGET, RELAY), hub.said
 
-    return cast(Any, asyncio.run(main()))
+    return asyncio.run(main())
 
 
 def test_who_can_be_dialled_is_dialled_by_those_who_cannot() -> None:
