@@ -26,6 +26,8 @@ from p2pcompute.wire import gossip
 _NOISE = 0.1
 #: A probe that is due while this peer itself was late is given more time so many times.
 _GRACES_MAX = 3
+#: Probe intervals between two datagrams that are tried only to learn whether they arrive.
+_TRY_DATAGRAM_INTERVALS = 10
 #: Peers that need no probe now and are passed over before the turn is given up.
 _PASSED_OVER_MAX = 16
 
@@ -75,6 +77,8 @@ class Prober:
         self._for_others: dict[int, _ForOther] = {}
         #: When the asker of each is told that nothing was heard.
         self._nacks: Agenda[int] = Agenda()
+        #: While datagrams are not known to arrive: when one is tried next although its peer was heard on its link.
+        self._try_datagram_at = 0.0
         #: When the next peer has its turn; None while nobody is to be probed.
         self._turn_at: float | None = None
 
@@ -269,8 +273,12 @@ class Prober:
             peer = table.ring.next()
             assert peer is not None, "the ring is not empty"
             row = table.rows[peer]
-            # A link over which something came just now is as good as an answer.
+            # A link over which something came just now is as good as an answer, but says nothing of datagrams: now and then
+            # one is tried all the same, or this peer would never know that it may judge those that have no link.
             is_heard = row.linked and row.heard_at is not None and now - row.heard_at < settings.probe_interval_s
+            if is_heard and now >= self._try_datagram_at and not self._voice.datagrams_work(now):
+                self._try_datagram_at = now + _TRY_DATAGRAM_INTERVALS * settings.probe_interval_s
+                is_heard = False
             if not is_heard and peer not in self._nonces:
                 self.probe(row, now, is_check=False)
                 return

@@ -112,7 +112,11 @@ class Overlay:
         events: OverlayEvents,
         log: FilteringBoundLogger,
         observe: Observe | None = None,
+        *,
+        probe_bytes: int = BANDWIDTH_PROBE_BYTES,
     ) -> None:
+        #: What is sent to measure a link's throughput; 0: none is measured.
+        self._probe_bytes = probe_bytes
         self._own = own
         self._clock = clock
         self._supervisor = supervisor
@@ -207,7 +211,8 @@ class Overlay:
     def start(self, candidates: tuple[tuple[Address, joining.Source], ...]) -> None:
         """Begin to join; never ends. `candidates`: (address, source) known at the start."""
         self._supervisor.service("heartbeats", self.hub.run)
-        self._supervisor.service("throughput", self._keep_measuring)
+        if self._probe_bytes:
+            self._supervisor.service("throughput", self._keep_measuring)
         for address, source in candidates:
             self.joining.feed(joining.CandidateHeard(address, source))
 
@@ -477,7 +482,7 @@ class Overlay:
 
     async def _measure(self, link: Link) -> None:
         try:
-            rate_mbps = await link.measure_bandwidth(BANDWIDTH_PROBE_BYTES)
+            rate_mbps = await link.measure_bandwidth(self._probe_bytes)
         except P2PComputeError as error:
             self._log.debug("throughput not measured", peer=short_peer_id(link.peer), cause=str(error))
             return

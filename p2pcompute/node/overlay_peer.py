@@ -49,7 +49,7 @@ from p2pcompute.net.wakefulness import Wakefulness
 from p2pcompute.node.gossiping import DHT_CHANNEL
 from p2pcompute.node.healing import Healing, PeerMemory, remembered_contacts
 from p2pcompute.node.identity import NodeIdentity
-from p2pcompute.node.overlay import Overlay, OverlayEvents
+from p2pcompute.node.overlay import BANDWIDTH_PROBE_BYTES, Overlay, OverlayEvents
 from p2pcompute.node.own_record import OwnRecord
 from p2pcompute.node.reaching import Reaching
 from p2pcompute.node.supervise import Supervisor
@@ -81,6 +81,8 @@ class OverlaySettings:
     links: LinkSettings = field(default_factory=LinkSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     dht: DhtSettings = field(default_factory=DhtSettings)
+    #: What is sent to measure the throughput of each link that the record lists; 0: it is not measured.
+    throughput_probe_bytes: int = BANDWIDTH_PROBE_BYTES
 
     @classmethod
     def lan(cls) -> OverlaySettings:
@@ -156,7 +158,15 @@ class OverlayPeer:
         )
         joiner = JoiningMachine(parts.identity.peer, world.rng("joining"), self.settings.joining)
         self.overlay = Overlay(
-            own, self._peer_book, joiner, clock, parts.supervisor, parts.events, parts.log, world.observe
+            own,
+            self._peer_book,
+            joiner,
+            clock,
+            parts.supervisor,
+            parts.events,
+            parts.log,
+            world.observe,
+            probe_bytes=self.settings.throughput_probe_bytes,
         )
         self.hub = LinkHub(
             parts.identity,

@@ -303,6 +303,8 @@ class SimPeer:
             _Events(self),
             log,
             lambda: (replace(capability, idle=max(0.0, 0.9 - self.load)), self.load),
+            # As `Peer` judges links over which no work runs; without it whoever is well known is full after two hundred newcomers.
+            lambda link: min(self.machine.cores, 64) / 64 + 1.0 / (1.0 + (link.rtt_s or 1.0)),
         )
         self.side = OverlayPeer(parts, self._world(), overlay.settings)
         await self.side.start(None, limits.PEER_PORT)

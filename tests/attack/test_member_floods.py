@@ -90,6 +90,8 @@ def test_a_flood_of_messages_over_a_link(honest: Field) -> None:
             gossip.Probe(5),
             gossip.ProbeVia(6, entropy.bytes(32)),
             Records((link.hello.record,) * 8),
+            # Cheap to send, so that there are enough of them on a machine that has other work.
+            *(gossip.Probe(7),) * 60,
         )
         await for_a_while(evil.flood(link, itertools.cycle(kinds)))
 

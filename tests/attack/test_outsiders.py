@@ -64,7 +64,7 @@ def test_a_flood_of_junk_datagrams(honest: Field) -> None:
 
         assert keep_up(volley, job, _ATTACK_S) * 100 > 5_000
     for by in range(2):
-        honest.blames(_FLOODER, "datagrams", by=by)
+        honest.blames(_FLOODER, "they are dropped", by=by)
 
 
 def test_forged_proofs_cost_no_more_than_they_may(honest: Field) -> None:

@@ -126,7 +126,7 @@ def test_everything_that_was_said_is_said_again(honest: Field) -> None:
             keep_up(again, job, _ATTACK_S)
         assert sessions(honest) == before, "nobody was raised from the dead, and nobody was cut off"
         for by in range(2):
-            honest.blames(_STRANGER, "datagrams", by=by)
+            honest.blames(_STRANGER, "they are dropped", by=by)
 
 
 def test_spoofed_addresses_by_the_thousand(honest: Field) -> None:

@@ -105,6 +105,7 @@ def test_without_a_single_link_a_crash_is_known_almost_as_soon() -> None:
     assert statistics.mean(last) < 15
 
 
+@pytest.mark.slow
 def test_many_crashes_at_once_are_all_noticed_and_nobody_else_dies() -> None:
     world = linked(60, 5, 4)
     world.run(20)
@@ -168,6 +169,7 @@ def test_a_machine_that_slept_and_its_neighbours_agree_again() -> None:
 # --- datagrams that do not arrive -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_network_through_which_no_datagram_passes_gossips_over_its_links() -> None:
     weather = Weather(passes=lambda _one, _other: False)
     world = linked(40, 6, 3, weather=weather)
@@ -312,6 +314,7 @@ def test_an_update_reaches_everybody_within_seconds_and_about_once() -> None:
     assert all(member.book.record(wanted).order == order for place, member in enumerate(world.members) if place != 8)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 100])
 def test_the_cost_is_what_the_formula_says(count: int) -> None:
     world = introduced(count, 14)

@@ -46,7 +46,8 @@ class Stage:
         self._told = len(self._overlay.said)
         lines = {
             f"{each.by.name}: {self._overlay.name_of(each.about)} {each.kind.removeprefix('peer_')}"
-            + (f" ({each.text})" if each.text and each.kind == "peer_died" else "")
+            # How many others accused it is the dice's, too.
+            + (f" ({each.text.partition(';')[0]})" if each.text and each.kind == "peer_died" else "")
             for each in new
             if each.kind != "peer_suspected"  # who is asked first is the dice's
         }

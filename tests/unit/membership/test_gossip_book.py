@@ -259,14 +259,22 @@ def test_a_link_is_the_fallback_of_a_probe_whose_datagram_is_not_answered() -> N
     assert later[1][0] - later[0][0] >= 0.4
 
 
-def test_who_was_heard_on_its_link_just_now_needs_no_probe() -> None:
+def test_who_was_heard_on_its_link_just_now_needs_no_probe_but_to_learn_whether_datagrams_arrive() -> None:
     desk = Desk()
     desk.link(A)
-    said = []
-    for _ in range(50):
-        desk(book.LinkMeasured(A.peer, 0.02, None))
-        said += desk.run(0.5)
-    assert not messages(said, gossip.Probe)
+
+    def probes(seconds: float) -> int:
+        said: list[book.Effect] = []
+        for _ in range(int(seconds * 2)):
+            desk(book.LinkMeasured(A.peer, 0.02, None))
+            said += desk.run(0.5)
+        return len([way for _, m, way in gossip_of(said) if isinstance(m, gossip.Probe) and way is Way.DATAGRAM])
+
+    assert 2 <= probes(30) <= 4
+    desk.alive = {A.peer}
+    assert probes(11) == 1
+    assert probes(40) == 0
+    assert probes(40) == 1
     assert messages(desk.run(5), gossip.Probe)
 
 
