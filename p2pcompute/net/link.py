@@ -299,7 +299,9 @@ class Link:
         """Megabits a second that arrive from the other side, measured with `size_bytes` of noise."""
         started = self._clock.monotonic()
         await self.request_stream(lambda stream: EchoWant(stream, size_bytes), size_bytes)
-        taken_s = max(self._clock.monotonic() - started - (self.rtt_s or 0.0), 1e-4)
+        whole_s = self._clock.monotonic() - started
+        # The round trip was measured at another moment, and may be longer than all of this took.
+        taken_s = max(whole_s - (self.rtt_s or 0.0), whole_s / 4, 1e-6)
         self.bandwidth_mbps = size_bytes * 8 / taken_s / 1e6
         return self.bandwidth_mbps
 
