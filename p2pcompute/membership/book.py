@@ -334,6 +334,8 @@ class PeerBook:
             if signed is not None:
                 self._spreading.heard(peer, peer, signed.record.order)
             self._common.effects += self._spreading.missing(peer, self._table.worth_telling())
+            if row is not None:
+                self._detector.heard(row, now)  # what others said against it, and nobody linked denied, is settled
         # A link proves life, whatever was believed, and whatever record it showed.
         if row is not None and not row.signed.record.leaving:
             self._table.set_alive(row, now, self._common.effects)

@@ -65,8 +65,10 @@ class PacingSettings:
     record_interval_s: float = 0.5
     #: Records for edges, places and hardware that may come at once, before there is one an update period.
     burst: int = 4
-    #: Seconds between such records within a burst: links that come up together are told together.
+    #: Seconds between such records within a burst, and for each 100 peers: links that come up together are told together, and a thousand
+    #: peers that start at once have a megabyte of records to hear for each time that all sign.
     burst_interval_s: float = 2.0
+    burst_interval_per_100_s: float = 2.0
     #: A record is renewed after so many seconds.
     renew_s: float = limits.RECORD_EXPIRY_S / 3
     #: The same where peers of the first protocol version are about: they take silence of 400 s for death.
@@ -152,7 +154,8 @@ class Pacer:
         period_s = update_period_s(peers, record_bytes, settings.record_copies, settings.record_budget_bytes_per_s)
         self._tokens = min(float(settings.burst), self._tokens + (now - self._tokens_at) / period_s)
         self._tokens_at = now
-        if self._tokens < 1.0 or now - self._record_at < settings.burst_interval_s:
+        pause_s = max(settings.burst_interval_s, settings.burst_interval_per_100_s * peers / 100)
+        if self._tokens < 1.0 or now - self._record_at < pause_s:
             return False
         self._tokens -= 1.0
         return True

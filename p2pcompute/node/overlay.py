@@ -56,6 +56,10 @@ BANDWIDTH_PROBE_BYTES = 1 << 20
 WAYS_AGAIN_S = 60.0
 #: Links are measured one at a time, so many seconds apart.
 MEASURE_INTERVAL_S = 1.0
+#: So many are measured soon after the start, as many as a record lists; beyond them one in so many seconds. Neighbours at equal distances
+#: take turns in the record, others restart, and a megabyte each time would be most of what an idle peer sends.
+MEASURED_SOON = limits.EDGES_MAX
+MEASURE_PERIOD_S = 900.0
 #: Up to so many links all of them are measured, beyond only those that the own record lists.
 MEASURED_ALL = 12
 
@@ -464,6 +468,7 @@ class Overlay:
         # One after the other, and only what the own record has room for: what fifty links measure at a time is each other,
         # and a megabyte for each of them would flood a home's line at every start.
         tried: dict[PeerId, Link] = {}
+        allowed = float(MEASURED_SOON)
         while True:
             links = self.hub.links
             listed = {edge.peer for edge in self._own.edges} if len(links) > MEASURED_ALL else links.keys()
@@ -474,7 +479,9 @@ class Overlay:
                 for peer, link in links.items()
                 if peer in listed and peer not in tried and not (link.relayed or link.closed)
             ]
-            if waiting:
+            allowed = min(allowed + MEASURE_INTERVAL_S / MEASURE_PERIOD_S, MEASURED_SOON)
+            if waiting and allowed >= 1.0:
+                allowed -= 1.0
                 chosen = min(waiting, key=lambda link: (link.rtt_s is None, link.rtt_s or 0.0, link.peer))
                 tried[chosen.peer] = chosen
                 await self._measure(chosen)
