@@ -339,9 +339,10 @@ def restart(count: int, seed: int) -> Row:
         for each in overlay.peers:
             await each.crash()
         await asyncio.sleep(rng.uniform(10.0, 600.0))
-        for each in _shuffled(overlay.peers, rng):
+        for number, each in enumerate(_shuffled(overlay.peers, rng)):
+            if number:
+                await asyncio.sleep(60.0 / count)
             await each.restart()
-            await asyncio.sleep(60.0 / count)
         row: Row = {"peers": count, "restarted_s": round(await _converge(lab, overlay), 2)}
         await overlay.stop()
         return row

@@ -314,6 +314,19 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[list[str]]]]] = {
     ),
 }
 
+TITLES = {
+    "detection": "Crashes",
+    "false-positives": "False alarms",
+    "idle": "Bytes while idle",
+    "churn": "Bytes while peers come and go",
+    "cold-start": "Cold start",
+    "merge": "Halves that meet again",
+    "restart": "All restart at once",
+    "move": "A move",
+    "nat": "Behind routers",
+    "dht": "Lookups with a third dead",
+}
+
 _BOOK = BookSettings()
 #: What others state of themselves: ours, theirs, where.
 OTHERS = f"""### Beside others
@@ -383,7 +396,7 @@ def section(known: dict[str, list[Row]]) -> str:
     for part in PARTS:
         if part in known:
             text, table = TABLES[part]
-            lines += [f"### {part.replace('-', ' ').capitalize()}", "", text, "", _markdown(table(known[part])), ""]
+            lines += [f"### {TITLES[part]}", "", text, "", _markdown(table(known[part])), ""]
     return "\n".join(lines) + "\n" + OTHERS
 
 

@@ -56,10 +56,10 @@ BANDWIDTH_PROBE_BYTES = 1 << 20
 WAYS_AGAIN_S = 60.0
 #: Links are measured one at a time, so many seconds apart.
 MEASURE_INTERVAL_S = 1.0
-#: So many are measured soon after the start, as many as a record lists; beyond them one in so many seconds. Neighbours at equal distances
+#: So many are measured soon after the start, about as many as a record lists; beyond them one in so many seconds. Neighbours at equal distances
 #: take turns in the record, others restart, and a megabyte each time would be most of what an idle peer sends.
-MEASURED_SOON = limits.EDGES_MAX
-MEASURE_PERIOD_S = 900.0
+MEASURED_SOON = 12
+MEASURE_PERIOD_S = 3600.0
 #: Up to so many links all of them are measured, beyond only those that the own record lists.
 MEASURED_ALL = 12
 
