@@ -196,8 +196,13 @@ def test_invented_peers_push_nobody_out(honest: Field) -> None:
                     link.send(Records(tuple(batch)))
                 batch = []
                 await asyncio.sleep(0)
+        # What comes back after all of it says that it has been taken in.
+        asked_at = [link.heard_at for link in links]
+        for link in links:
+            link.ping()
         await until(
-            lambda: any(isinstance(each, gossip.Digest | gossip.Want | gossip.Rumours) for each in evil.said), ""
+            lambda: all(link.closed or link.heard_at > at for link, at in zip(links, asked_at, strict=True)),
+            "the honest answer after two thousand records",
         )
         await asyncio.sleep(_ATTACK_S)
 
