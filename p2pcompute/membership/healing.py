@@ -5,6 +5,8 @@ issue 624: one list of bootstrap peers, two networks). Rules:
 
 - Every 60 s, with jitter, one address of a peer that is remembered but not listed as living is tried, and the DHT is asked for
   the neighbours of one random id. Every peer does so, so the more peers were cut off, the sooner one of them comes through.
+- A look-up asks dozens of peers, and one that comes through is enough for all: beyond 16 living peers each leaves some out, by
+  lot, so that about 16 are made in an interval by however many peers.
 - While a split is likely this happens every 5 s: after a start, a sleep or a change of networks, and when half of the living
   peers have gone within a minute. While few peers are alive it happens every 15 s.
 - Everybody who is missing has one turn in a round, whoever was seen on a later day before others and else by lot, so that
@@ -328,10 +330,14 @@ class HealingMachine:
         self._is_anchors_turn = not self._is_anchors_turn
         if known is not None:
             effects.append(self._try(known))
+        if self._rng.random() * self._alive < self._settings.lookups:
+            effects.append(self._look_up())
+        return effects + self._compare(now, self._some())
+
+    def _look_up(self) -> LookUp:
         # `randrange` of 160 bits at once is not in the contract of every dice.
         target = bytes(self._rng.randrange(0, 256) for _ in range(_DHT_ID_BITS // 8))
-        effects.append(LookUp(target))
-        return effects + self._compare(now, self._some())
+        return LookUp(target)
 
     def _interval_s(self, now: float) -> float:
         settings = self._settings

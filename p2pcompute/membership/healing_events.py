@@ -26,6 +26,8 @@ class HealingSettings:
     small_interval_s: float = 15.0
     #: Fewer living peers than this are a small view.
     small_view: int = 4
+    #: Look-ups that all living peers together make in one interval between tries, as far as there are so many peers.
+    lookups: int = 16
     #: A split is likely when the living are at most this share of what they were ...
     shrink_share: float = 0.5
     #: ... at some time within so many seconds ...

@@ -15,6 +15,7 @@ What is different from the package, whose rounds wait for the slowest of three:
 from __future__ import annotations
 
 import asyncio
+import bisect
 import enum
 import functools
 import operator
@@ -106,6 +107,8 @@ class Candidates(NodeHeap):  # type: ignore[misc]
         self.target: int = node.long_id
         #: By id; at most `limits.DHT_CANDIDATES_PER_PATH_MAX`.
         self.by_id: dict[PointerKey, Candidate] = {}
+        #: The same, nearest first.
+        self.ordered: list[Candidate] = []
         #: By id of the responder.
         self.tellers: dict[PointerKey, _Teller] = {}
         #: Requests in flight that have not lapsed.
@@ -119,7 +122,8 @@ class Candidates(NodeHeap):  # type: ignore[misc]
                 if len(self.by_id) < limits.DHT_CANDIDATES_PER_PATH_MAX:
                     tellers = [] if teller is None else [teller]
                     distance = contact.long_id ^ self.target
-                    self.by_id[contact.id] = Candidate(contact.id, distance, [contact], tellers)
+                    added = self.by_id[contact.id] = Candidate(contact.id, distance, [contact], tellers)
+                    bisect.insort(self.ordered, added, key=_by_distance)
                 continue
             # Twenty equal bytes of different peers: the first one stays.
             if known.contacts[0].peer != contact.peer:
@@ -228,7 +232,7 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
         try:
             async with asyncio.timeout(self.protocol.around.settings.lookup_deadline_s), asyncio.TaskGroup() as group:
                 self._group = group
-                self._advance()
+                self._advance(*self.paths)
                 await self._done.wait()
                 for task in list(self._running.values()):
                     task.cancel()
@@ -246,11 +250,11 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
 
     # --- choosing whom to ask ---------------------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
-        """Ask whoever is next on each path; end when nobody is, and nobody is waited for."""
+    def _advance(self, *changed: Candidates) -> None:
+        """Ask whoever is next on the paths on which something has changed; end when nobody is, and nobody is waited for."""
         if self._done.is_set():
             return
-        for path in self.paths:
+        for path in changed:
             while path.in_flight < self.alpha and (candidate := self._next_of(path)) is not None:
                 self._start(path, candidate)
         if not self._running:
@@ -272,7 +276,7 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
         first: list[Candidate] = []
         last: list[Candidate] = []
         crowding: dict[PointerKey, None] = {}
-        for candidate in sorted(path.by_id.values(), key=_by_distance):
+        for candidate in path.ordered:
             if self._tried and candidate.state is _State.NEW:
                 self._forget_tried(candidate)
             if candidate.state is _State.FAILED or (
@@ -333,7 +337,7 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
         def stalled() -> None:
             make_way()
             self._refill(path)
-            self._advance()
+            self._advance(path)
 
         contact = candidate.contacts[0]
         try:
@@ -364,7 +368,8 @@ class Crawl(SpiderCrawl):  # type: ignore[misc]
                 self._refill(path)
             candidate.state = _State.NEW
             self._forget_tried(candidate)
-        self._advance()
+        # Whoever failed on this path may be asked on others, at other addresses.
+        self._advance(*((path,) if usable else self.paths))
 
     def _refill(self, path: Candidates) -> None:
         if self._spare:

@@ -120,6 +120,12 @@ def test_ids_are_still_looked_up_where_nobody_is_missing() -> None:
     assert all(isinstance(effect, LookUp) for _, effect in said)
 
 
+@pytest.mark.parametrize(("alive", "each"), [(16, 60.0), (160, 6.0), (1_600, 0.6)])
+def test_all_peers_together_look_up_no_more_in_large_networks(alive: int, each: float) -> None:
+    looked = sum(isinstance(effect, LookUp) for _, effect in calm(alive=alive).run(36_000))
+    assert 0.7 * each <= looked / 10 <= 1.3 * each
+
+
 def test_a_start_is_eager_for_some_minutes() -> None:
     heal = Healer()
     heal(RememberedKnown(tuple(remembered(number) for number in range(500))), ViewSize(50, 50))
