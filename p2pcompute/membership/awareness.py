@@ -13,6 +13,8 @@ from __future__ import annotations
 LAG_MAX_S = 0.1
 #: A lag of so many seconds counts twice.
 LAG_LONG_S = 1.0
+#: Who comes later than this was not short of CPU time but asleep, stopped or suspended, seconds.
+SLEPT_S = 10.0
 #: Points for having slept: what happened meanwhile takes a few probes to be known.
 WOKE_POINTS = 4
 

@@ -115,17 +115,25 @@ class PeerBook:
         self._detector = Detector(self._common, self._voice, self._raising, self._wants, self._ask)
         #: Records that come in.
         self._intake = Intake(
-            self._common, self._voice, self._spreading, self._detector, self._wants, self._raising, remember_open
-        )
+            self._common, self._voice, self._spreading, self._detector, self._wants, self._raising, remember_open,
+            self._evict,
+        )  # fmt: skip
         #: Rumours, digests, records on demand.
         self._exchange = Exchange(self._common, self._voice, self._wants, self._intake, self._detector)
         #: The earliest deadline of all parts; nothing changes it but an event.
         self._deadline: float | None = None
+        #: When this peer last noticed by itself that it came late, monotonic seconds.
+        self._late_at = -awareness.SLEPT_S
 
     @property
     def view(self) -> PeerView:
         """The network as this peer sees it now; the same object until something changes."""
         return self._table.view
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of `view`; no view is made for it."""
+        return self._table.version
 
     def record(self, peer: PeerId) -> PeerRecord | None:
         """The newest record of another peer, None where it is unknown."""
@@ -163,8 +171,12 @@ class PeerBook:
         effects: list[Effect] = []
         self._common.effects = effects
         deadline = self._deadline
-        if deadline is not None and now - deadline > awareness.LAG_MAX_S:
-            self._lagged(now - deadline, now)
+        late_s = 0.0 if deadline is None else now - deadline
+        if late_s >= awareness.SLEPT_S:
+            self._woke(late_s, now)
+        elif late_s > awareness.LAG_MAX_S:
+            self._late_at = now
+            self._lagged(late_s, now)
         self._dispatch(event, now)
         self._due(now)
         if self._table.version != version:
@@ -229,9 +241,10 @@ class PeerBook:
             case PeerBanned(peer):
                 self._banish(peer)
             case LoopLagged(lag_s):
-                self._lagged(lag_s, now)
-            case Woke(slept_s):
-                self._woke(slept_s, now)
+                if now - lag_s > self._late_at:  # else it is the same lag that was noticed then
+                    self._lagged(lag_s, now)
+            case Woke():
+                self._woke(0.0, now)
 
     # --- gossip -------------------------------------------------------------------------------------------------------
 
@@ -308,10 +321,14 @@ class PeerBook:
         if peer in self._common.banned or peer == self._common.own.peer:
             return
         self._common.links[peer] = now
+        if event.clock_ahead_s is not None:
+            self._common.clocks_ahead_s[peer] = event.clock_ahead_s
         try:
             signed: SignedRecord | None = self._intake.open(event.record_wire)
             if signed is not None and signed.record.peer != peer:
                 raise ProtocolError("its Hello carries the record of another peer")
+            if signed is not None and event.wall is not None:
+                self._intake.check_incarnation(signed, event.wall)
         except ProtocolError as error:
             self._common.effects.append(Misbehaved(peer, str(error)))
             signed = None
@@ -368,6 +385,7 @@ class PeerBook:
 
     def _unlink(self, peer: PeerId) -> None:
         self._common.links.pop(peer, None)
+        self._common.clocks_ahead_s.pop(peer, None)
         self._spreading.closed(peer)
         self._hearsay.link_lost(peer)
 
@@ -406,11 +424,11 @@ class PeerBook:
     def _banish(self, peer: PeerId) -> None:
         if peer == self._common.own.peer or len(self._common.banned) >= limits.REVOCATIONS_MAX:
             return
-        self._common.banned.add(peer)
+        self._common.ban(peer)
         row = self._table.rows.get(peer)
         if row is not None and row.status not in GONE:
             self._common.effects.append(PeerDied(peer, "the owner of the network has revoked it"))
-        self._hearsay.forget(peer)
+        self._wants.forget(peer)
         self._unlink(peer)
         self._forget(peer)
 
@@ -421,12 +439,14 @@ class PeerBook:
         if lag_s > awareness.LAG_MAX_S:
             self._detector.lagged(lag_s, now)
 
-    def _woke(self, slept_s: float, now: float) -> None:
+    def _woke(self, late_s: float, now: float) -> None:
+        """`late_s`: what this machine's own clock says that it was not there for, seconds."""
+        self._late_at = now
         self._common.awareness.add(awareness.WOKE_POINTS)
         for peer in self._common.links:
             self._common.links[peer] = now
-        self._table.postpone(max(slept_s, 0.0))
-        self._detector.woke(max(slept_s, 0.0), now)
+        self._table.postpone(late_s)
+        self._detector.woke(late_s, now)
         if self._table.gossips:
             self._exchange.begin_with_any(now)
 
@@ -446,7 +466,14 @@ class PeerBook:
         self._wants.due(now)
         self._voice.due(now)
 
+    def _evict(self, peer: PeerId, now: float) -> None:
+        row = self._table.rows[peer]
+        if row.status not in GONE:
+            self._table.set_dead(row, now, "it was never met, and its place is needed", self._common.effects)
+        self._forget(peer)
+
     def _forget(self, peer: PeerId) -> None:
+        self._hearsay.forget(peer)
         self._detector.forget(peer)
         if self._table.forget(peer):
             self._spreading.forget(peer)

@@ -136,12 +136,17 @@ class RecordsHeard:
 
 @dataclass(frozen=True, slots=True)
 class LinkOpened:
-    """A link to `peer` is up; `record_wire`: from its Hello; `invitation`: id of the invitation that it holds."""
+    """A link to `peer` is up; `record_wire`: from its Hello; `invitation`: id of the invitation that it holds.
+
+    `wall`: what this machine's wall clock shows, seconds; `clock_ahead_s`: by how much the other side's clock is ahead of it.
+    """
 
     peer: PeerId
     record_wire: bytes
     rtt_s: float | None
     invitation: bytes
+    wall: float | None = None
+    clock_ahead_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +233,10 @@ class LoopLagged:
 
 @dataclass(frozen=True, slots=True)
 class Woke:
-    """This machine slept for `slept_s` (or its clock jumped): nothing that seems silent since then is suspect for that."""
+    """This machine slept for `slept_s` (or its clock jumped): nothing that seems silent since then is suspect for that.
+
+    How much later things are due is not taken from it: the monotonic clock stands still in some machines' sleep and goes on in others'.
+    """
 
     slept_s: float
 

@@ -8,7 +8,8 @@ Rules:
   shown the accusation with the next probe, and refutes it.
 - A suspect whose time is up (`suspicion.py`) is dead; one of the first version not while a link to it is up over which
   something came within `limits.LINK_SILENCE_MAX_S`; a peer that never answered this one, only if enough others accuse it.
-- This peer accuses nobody who was out of its reach from the start: peers behind NAT are judged by those that can reach them.
+- This peer accuses nobody who was out of its reach from the start: peers behind NAT are judged by those that can reach them. Whom
+  it has never heard itself, it gives up without a word to others: who invents peers would else have everybody accuse them.
 - Who says that a dead peer lives makes this one probe it again.
 - Who accuses too often is not heard, who is contradicted by own probes again and again is ignored and reported.
 
@@ -45,6 +46,8 @@ _REFUTED_MAX = 3
 _REVIVE_GAP_S = 0.05
 #: After so many seconds in which it was in time this peer takes an accusation of itself for wrong.
 _LAG_FORGOTTEN_S = 10.0
+#: What a peer said before it left arrives within so many seconds.
+_FAREWELL_S = 10.0
 #: Accusers of this peer that are sent its refutation themselves.
 _REFUTED_TO_MAX = 8
 
@@ -92,11 +95,11 @@ class Detector:
         """The peer itself said something just now."""
         is_first = row.heard_at is None
         row.heard_at = now
-        if row.signed.record.leaving:
-            return
         if is_first:
+            self._common.table.changed(row)
             self._common.table.touch(row)
-        self._lives(row, now)
+        if not row.signed.record.leaving:
+            self._lives(row, now)
 
     def answered(self, row: Row, probe: Probe, now: float, *, is_direct: bool) -> None:
         """A probe of the peer was answered."""
@@ -129,7 +132,9 @@ class Detector:
         if row.status is PeerStatus.DEAD:
             # Who believes it dead, too, will probe it.
             self._voice.announce(row.signed.record)
-        if row.status in (PeerStatus.DEAD, PeerStatus.SUSPECT):
+        # Who said goodbye on its link and has signed no farewell may be back; what it said just before may still arrive.
+        is_back = row.status is PeerStatus.LEFT and now - row.since >= _FAREWELL_S
+        if row.status in (PeerStatus.DEAD, PeerStatus.SUSPECT) or is_back:
             self._common.table.set_alive(row, now, self._common.effects)
 
     def says_alive(self, row: Row, now: float) -> None:
@@ -193,7 +198,7 @@ class Detector:
             self._common.effects.append(PeerSuspected(row.peer, first))
         # It may have become one since the first probe that failed.
         if is_judge and own not in case.accusers.values():
-            if len(case.accusers) <= self._wanted():
+            if row.is_met and len(case.accusers) <= self._wanted():
                 case.evidence = self._accuse(row) or case.evidence
             case.accuse(own, own)
         self._appoint(row.peer, case, now)

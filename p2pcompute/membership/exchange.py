@@ -123,12 +123,8 @@ class Exchange:
                 return
         elif self._common.own.peer.startswith(start) and self._common.own.order >= order:
             return
-        if not self._common.is_of_the_future(order[0], wall) and not self._is_banned(start):
+        if not self._common.is_of_the_future(order[0], wall, row) and not self._common.is_banned(start):
             self._wants.want(start[:PREFIX_BYTES], order, source, now, is_bulk=is_bulk)
-
-    def _is_banned(self, start: bytes) -> bool:
-        # A revoked peer has no row, and its record would be asked for again and again.
-        return any(peer.startswith(start) for peer in self._common.banned) if self._common.banned else False
 
     # --- digests ------------------------------------------------------------------------------------------------------
 
@@ -278,7 +274,7 @@ class Exchange:
 
     def due(self, now: float) -> None:
         """Exchange digests with whom it is due."""
-        if not len(self._common.table.ring):
+        if not self._common.table.gossipers:
             self._round_at = None
         elif self._round_at is None:
             self._hurry(now)

@@ -12,6 +12,7 @@ issue 624: one list of bootstrap peers, two networks). Rules:
 - Everybody who is missing has one turn in a round, whoever was seen on a later day before others and else by lot, so that
   peers with the same memory try different addresses. Whoever was lost just now goes first. Every second try is an anchor's,
   where one is missing.
+- Of whom all remembered addresses were tried in vain the address book is asked where it is now.
 - Anchors are at least 4 peers that were seen for longest, of different networks as far as there are such.
 - No remembered address is ever given up for failing: beyond the limit whoever was seen longest ago goes, never an anchor.
 - A beacon that tells of another view leads to an exchange with its peer at once, but not with the same one again for 20 s.
@@ -35,6 +36,7 @@ from p2pcompute.membership.healing_events import (
     ExchangeViews,
     Found,
     HealingSettings,
+    LookFor,
     LookUp,
     NetworksChanged,
     PeerBanned,
@@ -62,6 +64,7 @@ __all__ = [
     "Found",
     "HealingMachine",
     "HealingSettings",
+    "LookFor",
     "LookUp",
     "NetworksChanged",
     "PeerBanned",
@@ -148,6 +151,8 @@ class HealingMachine:
         #: When the latest exchanges and tries of found peers were begun, within `interval_s`.
         self._exchanges: deque[float] = deque()
         self._founds: deque[float] = deque()
+        #: When the address book was asked for missing peers, within `interval_s`.
+        self._searches: deque[float] = deque()
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` leads to, and whatever is due at `now`."""
@@ -209,6 +214,7 @@ class HealingMachine:
         assert len(self._exchanged_at) <= limits.EXCHANGES_REMEMBERED_MAX
         assert len(self._exchanges) <= settings.exchanges_max
         assert len(self._founds) <= settings.found_max
+        assert len(self._searches) <= settings.searches_max
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -330,6 +336,8 @@ class HealingMachine:
         self._is_anchors_turn = not self._is_anchors_turn
         if known is not None:
             effects.append(self._try(known))
+            if known.tries > len(known.addresses) and self._allows(self._searches, self._settings.searches_max, now):
+                effects.append(LookFor(known.peer))
         if self._rng.random() * self._alive < self._settings.lookups:
             effects.append(self._look_up())
         return effects + self._compare(now, self._some())

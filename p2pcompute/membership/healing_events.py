@@ -46,6 +46,8 @@ class HealingSettings:
     exchanges_max: int = 12
     #: Addresses found through the DHT that may be tried in one `interval_s`, beside the regular ones.
     found_max: int = 12
+    #: Missing peers that the address book is asked for in one `interval_s`, once all their addresses were tried in vain.
+    searches_max: int = 4
     #: Peers remembered.
     remembered_max: int = limits.PEERS_MAX
 
@@ -174,6 +176,13 @@ class LookUp:
 
 
 @dataclass(frozen=True, slots=True)
+class LookFor:
+    """Ask the DHT where `peer` says that it is; told as Found."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeViews:
     """Exchange views with `peer` now; it listens at `addresses`."""
 
@@ -188,4 +197,4 @@ class AnchorsChosen:
     peers: tuple[PeerId, ...]
 
 
-Effect = TryAddress | LookUp | ExchangeViews | AnchorsChosen
+Effect = TryAddress | LookUp | LookFor | ExchangeViews | AnchorsChosen

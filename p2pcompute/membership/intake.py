@@ -27,7 +27,7 @@ _FROM_THE_FUTURE = "its record is from the future: its clock is wrong, or it wan
 
 
 class Intake:
-    """See the module."""
+    """See the module. `evict`: forgets a peer whose place is needed."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Intake:
         wants: Wants,
         raising: Raising,
         remember_open: RememberOpen | None,
+        evict: Callable[[PeerId, float], None],
     ) -> None:
         self._common = common
         self._voice = voice
@@ -46,6 +47,7 @@ class Intake:
         self._wants = wants
         self._raising = raising
         self._remember_open = remember_open
+        self._evict = evict
 
     def heard(self, source: PeerId, wires: Sequence[bytes], wall: float, now: float) -> None:
         """`source` sent records; `wall`: this machine's wall clock, seconds."""
@@ -64,7 +66,7 @@ class Intake:
                 problem = problem or str(error)
                 continue
             record = signed.record
-            if self._common.is_of_the_future(record.incarnation, wall):
+            if self._common.is_of_the_future(record.incarnation, wall, self._common.table.rows.get(record.peer)):
                 # Who only passes it on may have another clock; whose it is should know.
                 problem = problem or (_FROM_THE_FUTURE if record.peer == source else "")
                 continue
@@ -87,6 +89,12 @@ class Intake:
             raise ProtocolError("a record of another network")
         return signed
 
+    def check_incarnation(self, signed: SignedRecord, wall: float) -> None:
+        """Raises ProtocolError for a record that its own peer shows and that is too far ahead of the clocks around."""
+        record = signed.record
+        if self._common.is_of_the_future(record.incarnation, wall, self._common.table.rows.get(record.peer)):
+            raise ProtocolError(_FROM_THE_FUTURE)
+
     def take(self, signed: SignedRecord, now: float) -> bool:
         """Whether `signed` was news; it is in the book then."""
         record, common = signed.record, self._common
@@ -98,6 +106,9 @@ class Intake:
             return False
         row = common.table.rows.get(record.peer)
         if row is None:
+            spare = common.table.expendable() if common.table.is_full else None
+            if spare is not None:
+                self._evict(spare, now)
             row = common.table.add(signed, now)
             if row is None:
                 return False
@@ -117,6 +128,8 @@ class Intake:
         common.table.renew(row, signed, now)
         if before.protocol != record.protocol:
             self._changed_version(row)
+            if row.status is PeerStatus.SUSPECT and record.incarnation > before.incarnation:
+                common.table.set_alive(row, now, common.effects)
         if record.leaving:
             common.table.set_left(row, now, common.effects)
             self._detector.gone(row)

@@ -1,7 +1,9 @@
 """Probes: those that this peer makes, those that it makes for others, and the answers.
 
 Every probe interval the next peer of the ring is probed (`probing.py`); one that was accused, or lost its link, is probed out of
-turn. What comes of a probe is told to `Judge`; what the outcome means is decided there (`detector.py`).
+turn. Strangers, of whom only others have told so far, have a turn of their own now and then. What comes of a probe is told to
+`Judge`; what the outcome means is decided there (`detector.py`). A third peer's word that it heard somebody counts only with that peer's own
+signature over the question: else one liar could keep the dead alive.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Protocol
 
 from p2pcompute.membership import awareness, probing
 from p2pcompute.membership.agenda import Agenda
-from p2pcompute.membership.book_events import Way
+from p2pcompute.membership.book_events import Misbehaved, Way
 from p2pcompute.membership.common import Common
 from p2pcompute.membership.coordinates import CoordinateSpace
 from p2pcompute.membership.machine import earliest
@@ -19,7 +21,7 @@ from p2pcompute.membership.probing import Probe, Stage
 from p2pcompute.membership.table import Row
 from p2pcompute.membership.voice import Voice
 from p2pcompute.model import limits
-from p2pcompute.model.ids import PeerId
+from p2pcompute.model.ids import PEER_ID_BYTES, PeerId
 from p2pcompute.wire import gossip
 
 #: A round trip that changed by this share is worth a new view.
@@ -28,6 +30,9 @@ _NOISE = 0.1
 _GRACES_MAX = 3
 #: Probe intervals between two datagrams that are tried only to learn whether they arrive.
 _TRY_DATAGRAM_INTERVALS = 10
+#: A stranger is probed every so many turns, beside whoever's turn it is: who are invented cost the others no turn.
+_STRANGER_TURNS = 5
+_FALSE_WITNESS = "it says that it heard from a peer, and has no word of that peer to show for it"
 #: Peers that need no probe now and are passed over before the turn is given up.
 _PASSED_OVER_MAX = 16
 
@@ -81,6 +86,8 @@ class Prober:
         self._try_datagram_at = 0.0
         #: When the next peer has its turn; None while nobody is to be probed.
         self._turn_at: float | None = None
+        #: Turns until a stranger has one, from 0 up.
+        self._turns_left = _STRANGER_TURNS
 
     # --- own probes ---------------------------------------------------------------------------------------------------
 
@@ -112,9 +119,9 @@ class Prober:
         probe = self._probes.get(message.nonce)
         if probe is None:
             other = self._for_others.get(message.nonce)
-            if other is not None and other.target == source:
+            if other is not None and other.target == source and self._bears_witness(other, message):
                 self._end_for_other(message.nonce)
-                self._voice.send(other.asker, gossip.ViaAck(other.nonce, True, self._voice.rumours()), other.way)
+                self._voice.send(other.asker, gossip.ViaAck(other.nonce, True, witness=message.witness), other.way)
             return
         if probe.peer != source:
             return
@@ -130,11 +137,16 @@ class Prober:
         probe = self._probes.get(message.nonce)
         if probe is None or source not in probe.asked:
             return
-        if message.heard:
+        row = self._common.table.rows[probe.peer]
+        own, verify = self._common.own.peer, self._common.verify
+        if not message.heard:
+            probe.asked[source] = True
+        elif gossip.is_witness(message.witness, row.signed.public_key, own, message.nonce, verify):
             self._end(message.nonce)
-            self._judge.answered(self._common.table.rows[probe.peer], probe, now, is_direct=False)
+            self._judge.answered(row, probe, now, is_direct=False)
         else:
             probe.asked[source] = True
+            self._common.effects.append(Misbehaved(source, _FALSE_WITNESS))
 
     def forget(self, peer: PeerId) -> None:
         """`peer` is no longer probed: it is gone."""
@@ -206,7 +218,15 @@ class Prober:
 
     def probed(self, source: PeerId, message: gossip.Probe, way: Way) -> None:
         """`source` asks whether this peer is there."""
-        self._voice.send(source, gossip.Ack(message.nonce, 0, self.coordinates.own, self._voice.rumours()), way)
+        signer = self._common.signer
+        if len(message.asker) != PEER_ID_BYTES:
+            answer = gossip.Ack(message.nonce, 0, self.coordinates.own, self._voice.rumours())
+        elif signer is None:
+            return  # without its own word for it nobody would believe whom it answers
+        else:
+            witness = gossip.sign_witness(PeerId(message.asker), message.asker_nonce, signer)
+            answer = gossip.Ack(message.nonce, 0, self.coordinates.own, witness=witness)
+        self._voice.send(source, answer, way)
 
     def asked_for_other(self, source: PeerId, message: gossip.ProbeVia, way: Way, now: float) -> None:
         """`source` asks this peer to probe another."""
@@ -219,7 +239,15 @@ class Prober:
         self._for_others[nonce] = _ForOther(source, message.nonce, target.peer, way)
         wait_s = min(message.wait_ms / 1000, limits.PROBE_FOR_OTHER_S_MAX)
         self._nacks.set(nonce, now + probing.NACK_SHARE * wait_s)
-        self._say(target.peer, nonce, self._voice.ways(target.peer, now))
+        for each in self._voice.ways(target.peer, now):
+            self._voice.send(target.peer, gossip.Probe(nonce, asker=source, asker_nonce=message.nonce), each)
+
+    def _bears_witness(self, other: _ForOther, message: gossip.Ack) -> bool:
+        # Looked at here, too: who passes on what is no witness would be taken for the liar.
+        row = self._common.table.rows.get(other.target)
+        return row is not None and gossip.is_witness(
+            message.witness, row.signed.public_key, other.asker, other.nonce, self._common.verify
+        )
 
     def _end_for_other(self, nonce: int) -> None:
         del self._for_others[nonce]
@@ -239,7 +267,7 @@ class Prober:
         while (nonce := self._stages.pop(now)) is not None:
             self._stage_over(nonce, now)
         interval_s = self._common.settings.probe_interval_s
-        if not len(self._common.table.ring):
+        if not self._common.table.gossipers:
             self._turn_at = None
         elif self._turn_at is None:
             self._turn_at = now + interval_s * self._common.rng.random()
@@ -268,6 +296,12 @@ class Prober:
             self._turn_at = now + self._common.settings.probe_interval_s * self._common.rng.random()
 
     def _take_turn(self, now: float) -> None:
+        self._turns_left -= 1
+        if self._turns_left <= 0:
+            self._turns_left = _STRANGER_TURNS
+            stranger = self._common.table.strangers.next()
+            if stranger is not None:
+                self.probe(self._common.table.rows[stranger], now, is_check=False)
         table, settings = self._common.table, self._common.settings
         for _ in range(min(_PASSED_OVER_MAX, len(table.ring))):
             peer = table.ring.next()

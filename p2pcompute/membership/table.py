@@ -75,6 +75,11 @@ class Row:
         return self.signed.record.peer
 
     @property
+    def is_met(self) -> bool:
+        """Whether it has ever said anything to this peer itself, in a session or over a link, which proves that it is a member."""
+        return self.heard_at is not None
+
+    @property
     def gossips(self) -> bool:
         """Whether its peer takes part in gossip."""
         return self.signed.record.protocol >= GOSSIP_PROTOCOL
@@ -102,6 +107,7 @@ class Row:
             self.rtt_s,
             self.bandwidth_mbps,
             self.invitation,
+            self.is_met,
         )
 
 
@@ -127,8 +133,13 @@ class Table:
         self._gone: dict[PeerId, None] = {}
         #: The versions that are passed on; empty where this peer does not gossip.
         self.digests = Digests()
-        #: Peers that gossip and are alive or suspect; empty where this peer does not gossip.
+        #: Peers that gossip, are alive or suspect, and have said something to this one, so that they are members and there;
+        #: empty where this peer does not gossip.
         self.ring = Ring(rng)
+        #: The same of whom only others have told: a member can invent any number of them.
+        self.strangers = Ring(rng)
+        #: Strangers, of whatever status: whoever came first goes first where room is needed.
+        self._unmet: dict[PeerId, None] = {}
         #: Rows as views show them, of those that have not changed since.
         self._entries: dict[PeerId, PeerEntry] = {}
         #: Grows with every change of the view.
@@ -141,6 +152,11 @@ class Table:
     def gossips(self) -> bool:
         """Whether this peer itself takes part in gossip."""
         return self.own.record.protocol >= GOSSIP_PROTOCOL
+
+    @property
+    def gossipers(self) -> int:
+        """Peers that gossip and are alive or suspect, strangers included."""
+        return len(self.ring) + len(self.strangers)
 
     @property
     def view(self) -> PeerView:
@@ -186,11 +202,9 @@ class Table:
         return self.rows[peer] if peer is not None and peer.startswith(start) else None
 
     def add(self, signed: SignedRecord, now: float) -> Row | None:
-        """A row for a peer that is not here yet; None where the table is full of the living."""
+        """A row for a peer that is not here yet; None where the table is full (see `expendable`)."""
         peer = signed.record.peer
-        if peer[:PREFIX_BYTES] in self._prefixes or (
-            len(self.rows) >= self._settings.peers_max and not self._make_room()
-        ):
+        if peer[:PREFIX_BYTES] in self._prefixes or self.is_full:
             return None
         status = PeerStatus.LEFT if signed.record.leaving else PeerStatus.ALIVE
         row = self.rows[peer] = Row(signed, status, now, now, was_alive=not signed.record.leaving)
@@ -237,6 +251,8 @@ class Table:
         self._gone.pop(peer, None)
         self.digests.put(peer, None)
         self.ring.remove(peer)
+        self.strangers.remove(peer)
+        self._unmet.pop(peer, None)
         self.changed(row)
         return True
 
@@ -249,9 +265,14 @@ class Table:
         ]
         return [self.own, *sorted(told, key=lambda signed: signed.record.peer)]
 
-    def _make_room(self) -> bool:
-        longest = next(iter(self._gone), None)
-        return longest is not None and self.forget(longest)
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for a further row."""
+        return len(self.rows) >= self._settings.peers_max
+
+    def expendable(self) -> PeerId | None:
+        """Whom to forget for somebody new: who has been gone longest, else the stranger that has been here longest."""
+        return next(iter(self._gone), next(iter(self._unmet), None))
 
     # --- status -------------------------------------------------------------------------------------------------------
 
@@ -299,10 +320,15 @@ class Table:
         if self.gossips:
             is_told = not is_gone or (row.status is PeerStatus.LEFT and row.was_alive and row.signed.record.leaving)
             self.digests.put(peer, row.signed.record.order if is_told else None)
-            if row.gossips and not is_gone:
-                self.ring.add(peer)
-            else:
-                self.ring.remove(peer)
+            for ring, is_in in ((self.ring, row.is_met), (self.strangers, not row.is_met)):
+                if is_in and row.gossips and not is_gone:
+                    ring.add(peer)
+                else:
+                    ring.remove(peer)
+        if row.is_met or row.linked:
+            self._unmet.pop(peer, None)
+        else:
+            self._unmet.setdefault(peer)
 
     def row_deadline(self, row: Row) -> float | None:
         """When something about `row` is due; None while a link vouches for it."""
@@ -358,14 +384,17 @@ class Table:
             assert not (row.inquiry is not None and (row.linked or row.status in GONE))
             assert self._agenda.at(peer) == self.row_deadline(row)
             assert (peer in self._gone) == (row.status in GONE and not row.linked)
-            assert (peer in self.ring) == (is_gossiping and row.status not in GONE)
+            assert (peer in self.ring) == (is_gossiping and row.status not in GONE and row.is_met)
+            assert (peer in self.strangers) == (is_gossiping and row.status not in GONE and not row.is_met)
+            assert (peer in self._unmet) == (not row.is_met and not row.linked)
             if row.load is not None:
                 assert row.load.incarnation == record.incarnation
                 assert row.load.sequence > record.sequence
             if self.gossips and row.status not in GONE:
                 assert self.digests.order(peer) == record.order
-        assert len(self.ring) <= len(self.rows)
+        assert self.gossipers <= len(self.rows)
         self.ring.check_invariants()
+        self.strangers.check_invariants()
         self.digests.check_invariants()
         assert [entry.record.peer for entry in self.view.entries] == sorted(self.rows)
         assert all(self._entries[peer] == row.entry() for peer, row in self.rows.items())

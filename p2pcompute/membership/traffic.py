@@ -14,10 +14,10 @@ UPDATE_PERIOD_MIN_S = 30.0
 #: What a sealed datagram costs beside its payload: IP 20, UDP 8, our header 13, tag 16.
 DATAGRAM_OVERHEAD_BYTES = 57
 #: Payloads of messages without rumours, bytes, as the codec writes them.
-PROBE_BYTES = 28
-ACK_BYTES = 66
+PROBE_BYTES = 18
+ACK_BYTES = 47
 WANT_BYTES = 24
-RUMOURS_BYTES = 15
+RUMOURS_BYTES = 12
 DIGEST_BYTES = 526
 RECORDS_BYTES = 16
 #: An announcement in a message, bytes.

@@ -74,13 +74,17 @@ class Voice:
     # --- whom to tell -------------------------------------------------------------------------------------------------
 
     def some(self, count: int, now: float, but: PeerId | None = None) -> list[PeerId]:
-        """Up to `count` peers at random that gossip and live, without `but`; those with a link where datagrams do not work."""
-        ring = self._common.table.ring
+        """Up to `count` peers at random that gossip and live, without `but`; those with a link where datagrams do not work.
+
+        Strangers only where there are too few others: who invents peers must not be able to have most gossip sent to nobody.
+        """
+        table, ring = self._common.table, self._common.table.ring
         if not self.datagrams_work(now):
             linked = [peer for peer in sorted(self._common.links) if peer in ring and peer != but]
             if linked:
                 return self._common.rng.sample(linked, min(count, len(linked)))
-        return ring.some(count, lambda peer: peer != but)
+        chosen = ring.some(count, lambda peer: peer != but)
+        return chosen + table.strangers.some(count - len(chosen), lambda peer: peer != but)
 
     # --- rumours ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class Voice:
 
     def due(self, now: float) -> None:
         """Hold the round that is due, and appoint the next one."""
-        has_work = len(self.queue) > 0 and len(self._common.table.ring) > 0
+        has_work = len(self.queue) > 0 and self._common.table.gossipers > 0
         if has_work and self._round_at is not None and self._round_at <= now:
             for peer in self.some(self._common.settings.gossip_fanout, now):
                 rumours = self.rumours()

@@ -66,13 +66,16 @@ class Wants:
                 self._asks.set(prefix, now)
             return
         wanted.is_bulk = wanted.is_bulk and is_bulk
-        if source in wanted.sources:
-            if order > wanted.order:
-                wanted.order = order
-        elif order > wanted.order:
-            # Those before have only the older one.
-            wanted.order, wanted.sources = order, [source, *wanted.sources][:_SOURCES_MAX]
-        elif len(wanted.sources) < _SOURCES_MAX:
+        if order > wanted.order:
+            # Another promise: nobody else has to keep it. Those before have only the older one.
+            if source != wanted.promised_by:
+                if not self._promises.made(source, now):
+                    return
+                self._promises.ended(wanted.promised_by)
+                wanted.promised_by, wanted.tries = source, 0
+            wanted.order = order
+            wanted.sources = [source, *(each for each in wanted.sources if each != source)][:_SOURCES_MAX]
+        elif source not in wanted.sources and len(wanted.sources) < _SOURCES_MAX:
             # Before those that were asked already.
             wanted.sources.insert(0, source)
 

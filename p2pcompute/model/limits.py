@@ -155,6 +155,9 @@ RUMOURS_REMEMBERED_MAX = 1_024
 WANTS_MAX = 4_096
 #: Of them, how many on the word of one peer: all that a newcomer's first acquaintance in a network of 2,000 tells it.
 WANTS_PER_SOURCE_MAX = 2_048
+#: Strangers, whom only others have told of, that count as peers for each one that was met: so a network of a thousand is taken for one
+#: of hundreds by who has just joined it, and a thousand invented peers make waits, which grow with the logarithm, less than twice as long.
+STRANGERS_COUNTED_PER_PEER = 8
 #: Records that one peer announced and nobody sent before it is not believed any more, and how fast one of them is forgiven.
 BROKEN_PROMISES_MAX = 256.0
 BROKEN_PROMISES_FORGIVEN_PER_SECOND = 1.0

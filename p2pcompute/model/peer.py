@@ -163,7 +163,10 @@ class PeerStatus(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerEntry:
-    """One row of a view: a record, what is believed about its peer, and since when (`monotonic` seconds)."""
+    """One row of a view: a record, what is believed about its peer, and since when (`monotonic` seconds).
+
+    `is_met`: the peer itself has said something here, so that it exists and is a member; of others only its record has come.
+    """
 
     record: PeerRecord
     status: PeerStatus
@@ -172,6 +175,7 @@ class PeerEntry:
     rtt_s: float | None = None
     bandwidth_mbps: float | None = None
     invitation: bytes = b""
+    is_met: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ class Healing:
                 healing.TryAddress: lambda effect: self._dial(effect.peer, (effect.address,)),
                 healing.ExchangeViews: lambda effect: self._dial(effect.peer, effect.addresses),
                 healing.LookUp: self._look_up,
+                healing.LookFor: self._look_for,
                 healing.AnchorsChosen: lambda effect: memory.choose_anchors(effect.peers),
             },
             healing.Tick(),
@@ -180,9 +181,8 @@ class Healing:
 
     # --- being found ----------------------------------------------------------------------------------------------------
 
-    def look_for(self, peer: PeerId) -> None:
-        """Ask the address book where `peer` is."""
-        self._supervisor.task(f"look for {short_peer_id(peer)}", self._looked_for(peer))
+    def _look_for(self, effect: healing.LookFor) -> None:
+        self._supervisor.task(f"look for {short_peer_id(effect.peer)}", self._looked_for(effect.peer))
 
     async def _looked_for(self, peer: PeerId) -> None:
         try:
@@ -192,6 +192,7 @@ class Healing:
             return
         if presence is not None:
             self._found(peer, presence)
+            self.pump.feed(healing.Found(peer, presence.addresses))
 
     async def _keep_present(self) -> None:
         while True:

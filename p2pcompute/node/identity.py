@@ -65,6 +65,7 @@ class NodeIdentity:
             record=self._record_wire(),
             agent=self._agent,
             instance=self._instance,
+            clock_ms=max(int(self._clock.wall() * 1000), 0),
         )
 
     def admit(self, leaf_der: bytes, hello: Hello, expected: PeerId | None) -> Admitted:

@@ -148,8 +148,9 @@ class Overlay:
         )
         #: How a peer that nobody can dial is reached through a relay; `reaching.py` sets it.
         self.dial_through: Callable[[PeerId, Relay], Awaitable[object]] = _no_relays
-        #: Of the view as beacons tell it; set with the beacon.
-        self._view_hash: Callable[[], bytes] = bytes
+        #: Of the view as beacons tell it, and of which version: noise on the beacons' port must not have it made anew each time.
+        self._view_hash: tuple[int, bytes] = (-1, b"")
+        self._make_view_hash: Callable[[], bytes] = bytes
         #: Set by `attach`.
         self._hub: LinkHub | None = None
         self._beacon: Pump[beacons.Event, beacons.Effect] | None = None
@@ -227,7 +228,7 @@ class Overlay:
         views_differ: Callable[[beacons.ViewsDiffer], None],
     ) -> None:
         """Begin to tell the LAN, and to listen."""
-        self._view_hash = lambda: shell.view_hash
+        self._make_view_hash = lambda: shell.view_hash
         self._beacon = Pump(
             machine,
             {
@@ -267,7 +268,10 @@ class Overlay:
     def beacon_heard(self, data: bytes, source: Address) -> None:
         """The shell's way in."""
         if self._beacon is not None:
-            self._beacon.feed(beacons.BeaconHeard(data, source, self._wall(), self._view_hash()))
+            version = self._peer_book.version
+            if self._view_hash[0] != version:
+                self._view_hash = (version, self._make_view_hash())
+            self._beacon.feed(beacons.BeaconHeard(data, source, self._wall(), self._view_hash[1]))
 
     def own_changed(self) -> None:
         """Tell everybody the new own record."""
@@ -290,7 +294,9 @@ class Overlay:
     def link_up(self, link: Link) -> None:
         """Called by the hub."""
         self._troubles.forgive(short_peer_id(link.peer))
-        self.book.feed(book.LinkOpened(link.peer, link.hello.record, link.rtt_s, link.admission.invitation))
+        hello, wall = link.hello, self._wall()
+        ahead_s = hello.clock_ms / 1000 - wall if hello.clock_ms else None
+        self.book.feed(book.LinkOpened(link.peer, hello.record, link.rtt_s, link.admission.invitation, wall, ahead_s))
         dialled_at = link.remote if link.dialled and not link.relayed else None
         self.joining.feed(joining.LinkUp(link.peer, dialled_at, link.relayed))
         self._log.info("linked", peer=short_peer_id(link.peer), address=str(link.remote), path=link.path)

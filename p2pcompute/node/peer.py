@@ -403,7 +403,8 @@ class Peer(Door):
         return key
 
     def _incarnation_next(self, at_least: int) -> int:
-        return self._database.incarnation_next(max(int(self._clock.wall() * 1000), at_least))
+        # A refutation goes one step on, not to what the clock shows: a clock that is ahead would put it beyond what others take.
+        return self._database.incarnation_next(at_least or int(self._clock.wall() * 1000))
 
     def _ban(self, revocations: RevocationList) -> None:
         gone = [

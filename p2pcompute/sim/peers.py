@@ -35,7 +35,7 @@ from p2pcompute.sim.beacon import SimBeaconShell
 from p2pcompute.sim.hosts import SimHost
 from p2pcompute.sim.lab import Lab
 from p2pcompute.sim.nat import NatBox
-from p2pcompute.storage.peer_database import RememberedPeer
+from p2pcompute.storage.peer_database import RememberedPeer, incarnation_after
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.identity import PeerKey, verify_signature
 from p2pcompute.wire.membership import Admitted, Membership
@@ -119,8 +119,8 @@ class SimDisk:
         self.is_frozen = False
 
     def incarnation_next(self, now_ms: int) -> int:
-        """A number greater than every one before it."""
-        self._incarnation = max(now_ms, self._incarnation + 1)
+        """As `PeerDatabase.incarnation_next`."""
+        self._incarnation = incarnation_after(self._incarnation, now_ms)
         return self._incarnation
 
     def remembered(self) -> list[RememberedPeer]:
@@ -279,7 +279,7 @@ class SimPeer:
                 version="0.0.0",
             ),
             self.key,
-            lambda at_least: self.disk.incarnation_next(max(int(self.clock.wall() * 1000), at_least)),
+            lambda at_least: self.disk.incarnation_next(at_least or int(self.clock.wall() * 1000)),
             capability,
             (),
             tells_load=True,

@@ -69,6 +69,17 @@ class RememberedPeer:
     is_anchor: bool = field(default=False, compare=False)
 
 
+def incarnation_after(last: int, now_ms: int) -> int:
+    """The incarnation of a life that begins at `now_ms`, the one before being `last` (-1 for none): the later of `now_ms` and `last` + 1.
+
+    But where `last` is further ahead than others take (`limits.INCARNATION_AHEAD_MAX_S`) a clock was wrong then, and what it left would keep
+    this peer out for as long as it was ahead: `now_ms` counts. Whoever remembers the other life says so, and it is outranked.
+    """
+    if last > now_ms + limits.INCARNATION_AHEAD_MAX_S * 1000:
+        return now_ms
+    return max(now_ms, last + 1)
+
+
 class PeerDatabase:
     """An open peer.db; `PeerDatabase.open(path)` makes one."""
 
@@ -99,11 +110,11 @@ class PeerDatabase:
         return cls(path, connection)
 
     def incarnation_next(self, now_ms: int) -> int:
-        """A number greater than every one before it: `now_ms`, or the last one plus 1 where the clock went back."""
+        """The number of a new life, see `incarnation_after`; `now_ms`: of the wall clock, or the least to be reached."""
         with self._transaction() as connection:
             row = connection.execute('SELECT content FROM "values" WHERE name = ?', (_INCARNATION,)).fetchone()
             last = int.from_bytes(row[0], "big") if row is not None else -1
-            incarnation = max(now_ms, last + 1)
+            incarnation = incarnation_after(last, now_ms)
             _put(connection, _INCARNATION, incarnation.to_bytes(8, "big"))
         return incarnation
 

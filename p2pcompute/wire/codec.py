@@ -207,12 +207,22 @@ class Schema(Generic[M]):
             for member in members
             if member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
         )
+        #: What a field that is missing means; it is left out where it says nothing else. Never changes once it is released.
+        self.defaults = {
+            member.name: member.default
+            for member in members
+            if member.name in checks and member.default is not dataclasses.MISSING
+        }
         #: Whether fields of later versions are kept.
         self.keeps_unknown = any(member.name == "unknown" for member in members)
 
     def to_fields(self, message: M) -> dict[str, Any]:
-        """The msgpack map of `message`; fields of later versions stand beside the known ones."""
-        fields = {name: check.dump(getattr(message, name)) for name, check in self.checks.items()}
+        """The msgpack map of `message`, without what it would mean anyway; fields of later versions stand beside the known ones."""
+        fields: dict[str, Any] = {}
+        for name, check in self.checks.items():
+            value = getattr(message, name)
+            if name not in self.defaults or value != self.defaults[name]:
+                fields[name] = check.dump(value)
         if self.keeps_unknown:
             fields.update({name: value for name, value in message.unknown.items() if name not in fields})  # type: ignore[attr-defined]
         return fields

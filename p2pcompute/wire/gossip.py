@@ -22,6 +22,7 @@ from p2pcompute.wire.record import COORDINATE, Signer, Verifier
 #: Prefixes of what is signed.
 SUSPICION_CONTEXT = b"p2pc-suspicion-v1\0"
 LOAD_CONTEXT = b"p2pc-load-v1\0"
+WITNESS_CONTEXT = b"p2pc-witness-v1\0"
 #: Bytes of a digest's hash of one bucket.
 BUCKET_HASH_BYTES = 8
 #: Leading bytes of a peer id that stand for it in announcements.
@@ -42,28 +43,38 @@ PIECE_BYTES = MESSAGE_BYTES_MAX - 64
 #: Rows of Versions in a datagram: each has at most 33 bytes, and the buckets up to 70 together.
 VERSIONS_PER_DATAGRAM_MAX = 30
 
+_SIGNATURE_BYTES = 64
 _PEER = Raw(PEER_ID_BYTES, PEER_ID_BYTES)
 _RUMOURS = Many(Raw(limits.RUMOUR_BYTES_MAX), limits.RUMOURS_PER_MESSAGE_MAX)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe(Message):
-    """Are you there? Answered at once by Ack with the same number. `rumours`: see `read_rumour`."""
+    """Are you there? Answered at once by Ack with the same number. `rumours`: see `read_rumour`.
+
+    `asker`, `asker_nonce`: for whom the sender asks, and that peer's number; it wants a witness.
+    """
 
     kind: ClassVar[int] = 80
     nonce: Annotated[int, Whole()]
     rumours: Annotated[tuple[bytes, ...], _RUMOURS] = ()
+    asker: Annotated[bytes, Raw(PEER_ID_BYTES)] = b""
+    asker_nonce: Annotated[int, Whole()] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ack(Message):
-    """The answer to Probe. `held_us`: how long the answerer kept it, microseconds; `coordinate`: where it believes to be."""
+    """The answer to Probe. `held_us`: how long the answerer kept it, microseconds; `coordinate`: where it believes to be.
+
+    `witness`: see `sign_witness`; only where it was asked for, and then there are no rumours.
+    """
 
     kind: ClassVar[int] = 81
     nonce: Annotated[int, Whole()]
     held_us: Annotated[int, Whole()] = 0
     coordinate: Annotated[Coordinate | None, Maybe(COORDINATE)] = None
     rumours: Annotated[tuple[bytes, ...], _RUMOURS] = ()
+    witness: Annotated[bytes, Raw(_SIGNATURE_BYTES)] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +90,16 @@ class ProbeVia(Message):
 
 @dataclass(frozen=True, slots=True)
 class ViaAck(Message):
-    """The answer to ProbeVia. `heard`: the target answered; False, shortly before the asker's time is up: not so far."""
+    """The answer to ProbeVia. `heard`: the target answered; False, shortly before the asker's time is up: not so far.
+
+    `witness`: the target's own word for it (`sign_witness`), without which nobody need believe the sender.
+    """
 
     kind: ClassVar[int] = 83
     nonce: Annotated[int, Whole()]
     heard: Annotated[bool, Truth()]
     rumours: Annotated[tuple[bytes, ...], _RUMOURS] = ()
+    witness: Annotated[bytes, Raw(_SIGNATURE_BYTES)] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +206,7 @@ _ANNOUNCEMENT = struct.Struct(f">B{PREFIX_BYTES}sQI")
 _SUSPICION = struct.Struct(f">B32s{PEER_ID_BYTES}sQ")
 _LOAD = struct.Struct(">B32sQIIHI")
 _ANNOUNCEMENT_TAG, _SUSPICION_TAG, _LOAD_TAG = 1, 2, 3
-_SIGNATURE_BYTES = 64
+_WITNESS = struct.Struct(f">{PEER_ID_BYTES}sQ")
 _U32_MAX = (1 << 32) - 1
 _U63_MAX = (1 << 63) - 1
 
@@ -220,6 +235,18 @@ def sign_load(update: LoadUpdate, signer: Signer) -> bytes:
         min(round(update.memory_available_gb * 1024), _U32_MAX),
     )
     return body + signer.sign(LOAD_CONTEXT, body)
+
+
+def sign_witness(asker: PeerId, nonce: int, signer: Signer) -> bytes:
+    """64 bytes: the signer was there when `asker` asked for it with `nonce`, through a third peer that could have invented it."""
+    return signer.sign(WITNESS_CONTEXT, _WITNESS.pack(asker, nonce))
+
+
+def is_witness(witness: bytes, public_key: bytes, asker: PeerId, nonce: int, verify: Verifier) -> bool:
+    """Whether `witness` is what the peer of `public_key` signed for this question of `asker`."""
+    return len(witness) == _SIGNATURE_BYTES and verify(
+        public_key, WITNESS_CONTEXT, _WITNESS.pack(asker, nonce), witness
+    )
 
 
 def read_rumour(wire: bytes, verify: Verifier) -> Rumour | None:

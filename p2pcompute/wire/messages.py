@@ -74,6 +74,7 @@ class Hello(Message):
 
     `invitations`: DER certificates, the one that issued the sender's leaf first, then its issuers below the owner (an invitation
     by an admin has one). `record`: the sender's signed record. `instance`: new at each start, so that a restart is noticed.
+    `clock_ms`: what the sender's wall clock shows, 0 where it does not say.
     """
 
     kind: ClassVar[int] = 1
@@ -84,6 +85,7 @@ class Hello(Message):
     record: Annotated[bytes, Raw(limits.RECORD_BYTES_MAX)]
     agent: Annotated[str, Text()]
     instance: Annotated[bytes, Raw(16, 8)]
+    clock_ms: Annotated[int, Whole()] = 0
     unknown: dict[str, Any] = field(default_factory=dict)
 
 

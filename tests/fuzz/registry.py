@@ -26,6 +26,7 @@ from p2pcompute.model.errors import (
     ResultRefusedError,
     UsageError,
 )
+from p2pcompute.model.ids import PeerId
 from p2pcompute.net import portmap_gateway, portmap_natpmp, portmap_upnp
 from p2pcompute.net.bootstrap_list import parse_bootstrap_list
 from p2pcompute.net.control_frames import FrameParser, FrameProtocol
@@ -288,6 +289,11 @@ DECODERS: dict[str, Decoder] = {
         identity.SigningKey.from_pem,
         lambda: [identity.SigningKey(bytes(range(32))).to_pem()],
         (CorruptFileError,),
+    ),
+    "p2pcompute.wire.gossip.is_witness": Decoder(
+        lambda data: gossip.is_witness(data[:64], data[64:96], PeerId(bytes(32)), 7, identity.verify_signature),
+        lambda: [bytes(range(96))],
+        (),
     ),
     "p2pcompute.wire.identity.verify_signature": Decoder(
         lambda data: identity.verify_signature(data[:32], b"context", data[32:64], data[64:]),

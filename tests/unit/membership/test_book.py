@@ -213,10 +213,34 @@ def test_an_incarnation_from_the_future_is_refused_unless_the_neighbours_live_th
     shelf.link(B, make_record(B, wall_ms))
     assert shelf.hear(A, make_record(C, wall_ms + 300_001)) == []
     assert only(shelf.hear(A, make_record(C, wall_ms + 299_999)), book.PeerAppeared)
+    # A clock an hour slow in a network that has run for a day: its peers' clocks count, not when they began.
     slow = Shelf()
     for key in (A, B):
-        slow.link(key, make_record(key, wall_ms + 3_600_000))
+        slow(book.LinkOpened(key.peer, make_record(key, wall_ms - 80_000_000).wire, 0.02, b"i" * 32, WALL, 3_600.0))
     assert only(slow.hear(A, make_record(C, wall_ms + 3_700_000)), book.PeerAppeared)
+    assert slow.hear(A, make_record(FakeKey("late"), wall_ms + 4_000_000)) == []
+
+
+def test_a_greeting_from_the_future_is_no_record_either() -> None:
+    shelf, wall_ms = Shelf(), int(WALL * 1000)
+    shelf(book.LinkOpened(A.peer, make_record(A, wall_ms).wire, 0.02, b"i" * 32, WALL, 0.0))
+    shelf(book.LinkOpened(B.peer, make_record(B, wall_ms).wire, 0.02, b"i" * 32, WALL, 0.0))
+    effects = shelf(book.LinkOpened(C.peer, make_record(C, wall_ms * 2).wire, 0.02, b"i" * 32, WALL, 0.0))
+    (blamed,) = only(effects, book.Misbehaved)
+    assert blamed.peer == C.peer  # type: ignore[attr-defined]
+    assert shelf.status(C) is None
+    assert only(shelf.hear(C, make_record(C, wall_ms)), book.PeerAppeared)
+
+
+def test_a_life_that_was_taken_goes_on_when_clocks_are_put_back() -> None:
+    shelf, wall_ms = Shelf(), int(WALL * 1000)
+    ahead = make_record(C, wall_ms + 3_600_000)
+    shelf(book.LinkOpened(A.peer, make_record(A, wall_ms).wire, 0.02, b"i" * 32, WALL, 0.0))
+    shelf(book.LinkOpened(C.peer, ahead.wire, 0.02, b"i" * 32, WALL + 3_600, 0.0))
+    shelf(book.LinkLost(C.peer, True, "idle"))
+    effects = shelf.hear(A, make_record(C, wall_ms + 3_600_000, 1, leaving=True))
+    assert only(effects, book.PeerLeft)
+    assert not only(effects, book.Misbehaved)
 
 
 def test_a_lost_link_is_asked_about_and_dead_when_all_deny_it() -> None:

@@ -77,15 +77,15 @@ def test_earliest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wall", "neighbours", "latest"),
+    ("wall", "ahead", "latest"),
     [
         (1_000.0, [], 1_300_000),
-        (1_000.0, [900_000, 950_000], 1_300_000),
-        (1_000.0, [5_000_000, 6_000_000, 7_000_000], 6_300_000),
-        (1_000.0, [10**15, 900_000, 950_000], 1_300_000),
+        (1_000.0, [-100.0, -50.0], 1_300_000),
+        (1_000.0, [4_000.0, 5_000.0, 6_000.0], 6_300_000),
+        (1_000.0, [10.0**12, -100.0, -50.0], 1_300_000),
     ],
 )
-def test_incarnations_may_be_five_minutes_ahead_of_what_is_in_use(
-    wall: float, neighbours: list[int], latest: float
+def test_incarnations_may_be_five_minutes_ahead_of_the_clocks_around(
+    wall: float, ahead: list[float], latest: float
 ) -> None:
-    assert latest_incarnation(wall, neighbours, 300.0) == latest
+    assert latest_incarnation(wall, ahead, 300.0) == latest

@@ -35,6 +35,8 @@ class Desk:
         self.everything: list[tuple[float, book.Effect]] = []
         #: Who answers probes.
         self.alive: set[PeerId] = set()
+        #: Who was known at some time.
+        self.keys: dict[PeerId, FakeKey] = {}
         self.know(*known)
 
     def __call__(self, event: book.Event) -> list[book.Effect]:
@@ -46,6 +48,7 @@ class Desk:
     def know(self, *keys: FakeKey) -> None:
         """Peers of which records are here, and that have said something."""
         for key in keys:
+            self.keys[key.peer] = key
             self.hear(key, gossip_record(key))
             self.say(key, gossip.Rumours(()))
 
@@ -76,8 +79,10 @@ class Desk:
                 if isinstance(message, gossip.Probe) and to in self.alive:
                     said += self(book.GossipHeard(to, gossip.Ack(message.nonce), WALL, way))
                 if isinstance(message, gossip.ProbeVia) and to in self.alive:
-                    heard = message.target in self.alive
-                    said += self(book.GossipHeard(to, gossip.ViaAck(message.nonce, heard), WALL, way))
+                    target = PeerId(message.target)
+                    heard = target in self.alive
+                    witness = gossip.sign_witness(OWN.peer, message.nonce, self.keys[target]) if heard else b""
+                    said += self(book.GossipHeard(to, gossip.ViaAck(message.nonce, heard, (), witness), WALL, way))
         self.now = end
         return said
 
@@ -186,8 +191,38 @@ def test_a_third_peers_word_is_enough_and_a_stranger_to_the_question_is_not_hear
     desk(book.LinkLost(A.peer, False, "broken"))
     asked = [(to, message) for to, message, _ in gossip_of(desk.run(0.501)) if isinstance(message, gossip.ProbeVia)]
     nonce = asked[0][1].nonce  # type: ignore[attr-defined]
-    desk(book.GossipHeard(asked[0][0], gossip.ViaAck(nonce, True), WALL, Way.DATAGRAM))
+    witness = gossip.sign_witness(OWN.peer, nonce, A)
+    desk(book.GossipHeard(asked[0][0], gossip.ViaAck(nonce, True, (), witness), WALL, Way.DATAGRAM))
     assert not only(desk.run(0.6), book.PeerSuspected)
+
+
+@pytest.mark.parametrize(
+    "witness",
+    [
+        b"",
+        bytes(64),
+        gossip.sign_witness(OWN.peer, 1, A),
+        gossip.sign_witness(B.peer, 2, A),
+        gossip.sign_witness(OWN.peer, 2, B),
+    ],
+)
+def test_a_third_peers_word_without_that_of_the_peer_itself_proves_nothing_and_is_reported(witness: bytes) -> None:
+    """Nothing, nonsense, an answer to another question or to another asker, another peer's."""
+    desk = Desk(A, B, C, D)
+    desk.link(A)
+    desk.now += SOON_S
+    desk(book.LinkLost(A.peer, False, "broken"))
+    asked = [(to, message) for to, message, _ in gossip_of(desk.run(0.501)) if isinstance(message, gossip.ProbeVia)]
+    effects = [
+        effect
+        for to, message in asked
+        for effect in desk(
+            book.GossipHeard(to, gossip.ViaAck(message.nonce, True, (), witness), WALL, Way.DATAGRAM)  # type: ignore[attr-defined]
+        )
+    ]
+    assert {each.peer for each in only(effects, book.Misbehaved)} == {to for to, _ in asked}  # type: ignore[attr-defined]
+    assert only(desk.run(0.6), book.PeerSuspected)
+    assert only(desk.run(30), book.PeerDied)
 
 
 def test_whom_nobody_asked_answers_for_nobody() -> None:
@@ -220,11 +255,26 @@ def test_a_probe_for_another_is_made_and_told() -> None:
     desk = Desk(A, B)
     effects = desk.say(A, gossip.ProbeVia(5, B.peer, 500))
     (probe,) = messages(effects, gossip.Probe, B)
-    effects = desk.say(B, gossip.Ack(probe.nonce))  # type: ignore[attr-defined]
-    assert verdicts(effects, A) == [(5, True)]
+    assert (probe.asker, probe.asker_nonce) == (A.peer, 5)  # type: ignore[attr-defined]
+    assert not messages(desk.say(B, gossip.Ack(probe.nonce)), gossip.ViaAck), (
+        "who passes on a lie is taken for the liar"
+    )  # type: ignore[attr-defined]
+    witness = gossip.sign_witness(A.peer, 5, B)
+    effects = desk.say(B, gossip.Ack(probe.nonce, witness=witness))  # type: ignore[attr-defined]
+    (told,) = messages(effects, gossip.ViaAck, A)
+    assert told == gossip.ViaAck(5, True, (), witness)
     desk.say(A, gossip.ProbeVia(6, B.peer, 500))
     assert not messages(desk.run(0.39), gossip.ViaAck)
     assert verdicts(desk.run(0.02), A) == [(6, False)], "before the asker's time is up"
+
+
+def test_who_is_asked_for_another_signs_that_it_is_there() -> None:
+    desk = Desk(A)
+    (answer,) = messages(desk.say(A, gossip.Probe(9, asker=C.peer, asker_nonce=77)), gossip.Ack, A)
+    assert gossip.is_witness(answer.witness, OWN.public_key, C.peer, 77, fake_verify)  # type: ignore[attr-defined]
+    assert not gossip.is_witness(answer.witness, OWN.public_key, C.peer, 78, fake_verify)  # type: ignore[attr-defined]
+    (answer,) = messages(desk.say(A, gossip.Probe(9)), gossip.Ack, A)
+    assert answer.witness == b""  # type: ignore[attr-defined]
 
 
 def test_an_unknown_target_is_denied_at_once_and_probes_for_others_are_bounded() -> None:
@@ -892,3 +942,183 @@ def test_a_peer_that_is_upgraded_is_gossiped_with_and_one_that_goes_back_is_not(
     assert messages(desk.run(5), gossip.Probe, changing)
     desk.hear(A, make_record(changing, 3))
     assert not messages(desk.run(30), gossip.Probe, changing)
+
+
+# --- strangers ----------------------------------------------------------------------------------------------------------
+
+
+def invent(desk: Desk, count: int, **changes: object) -> list[FakeKey]:
+    """Peers of which only A has told, as a liar can make any number of."""
+    ghosts = [FakeKey(1_000 + number) for number in range(count)]
+    for start in range(0, count, 50):
+        desk.hear(A, *[gossip_record(key, **changes) for key in ghosts[start : start + 50]])
+    return ghosts
+
+
+def test_what_is_told_goes_to_those_that_were_met() -> None:
+    desk = Desk(A, B, C, D, *CROWD)
+    ghosts = {key.peer for key in invent(desk, 300, reach=Reach.PRIVATE)}
+    desk.alive = {key.peer for key in (A, B, C, D, *CROWD)}
+    said = gossip_of(desk.run(60))
+    told = [to for to, message, _ in said if isinstance(message, gossip.Rumours | gossip.Digest | gossip.ProbeVia)]
+    assert told
+    assert not set(told) & ghosts
+    probed = [to for to, message, _ in said if isinstance(message, gossip.Probe) and not message.asker]
+    assert 50 <= sum(to not in ghosts for to in probed) <= 70, "who is known waits no longer for a turn"
+    assert 8 <= sum(to in ghosts for to in probed) <= 14, "and strangers have theirs now and then"
+    assert desk.book.health == 0
+
+
+def test_a_stranger_that_says_something_is_one_no_more() -> None:
+    desk = Desk(A, B)
+    (ghost,) = invent(desk, 1)
+    desk.alive = {A.peer, B.peer}
+    desk.say(ghost, gossip.Rumours(()))
+    desk.alive.add(ghost.peer)
+    probed = [to for to, message, _ in gossip_of(desk.run(30)) if isinstance(message, gossip.Probe)]
+    assert probed.count(ghost.peer) >= 5
+
+
+def test_where_nobody_was_met_strangers_are_spoken_to() -> None:
+    desk = Desk()
+    desk.hear(A, gossip_record(A), gossip_record(B))
+    said = gossip_of(desk.run(30))
+    assert {to for to, message, _ in said if isinstance(message, gossip.Digest)} == {A.peer, B.peer}
+
+
+def test_strangers_hardly_lengthen_the_time_of_a_suspect() -> None:
+    def died_after(ghosts: int) -> float:
+        desk = Desk(A, B, *CROWD)
+        invent(desk, ghosts, reach=Reach.PRIVATE)
+        desk.alive = {key.peer for key in (A, *CROWD)}
+        desk.fail(B)
+        begun = desk.now
+        while desk.status(B) is PeerStatus.SUSPECT:
+            desk.run(0.5)
+        return desk.now - begun
+
+    assert died_after(2_000) <= 2 * died_after(0)
+
+
+def test_nobody_is_accused_whom_this_peer_never_met() -> None:
+    desk = Desk(A, B, C, *CROWD)
+    desk.alive = {key.peer for key in (A, B, C, *CROWD)}
+    ghosts = invent(desk, 3, reach=Reach.PUBLIC)
+    effects = desk.run(120)
+    accused = [
+        said.suspect
+        for _, message, _ in gossip_of(effects)
+        if isinstance(message, gossip.Rumours | gossip.Ack | gossip.Probe)
+        for wire in message.rumours
+        if isinstance(said := gossip.read_rumour(wire, fake_verify), gossip.Suspicion)
+    ]
+    assert accused == []
+    assert {desk.status(key) for key in ghosts} == {PeerStatus.DEAD}, "given up all the same"
+
+
+def test_where_there_is_no_room_strangers_go_first_and_whatever_was_asked_about_them() -> None:
+    desk = Desk(A, B, C, peers_max=6)
+    ghosts = invent(desk, 3)
+    desk.alive = {A.peer, B.peer, C.peer}
+    while not messages(desk.run(0.1), gossip.Probe, ghosts[0]):
+        pass
+    desk.link(D)
+    assert desk.status(D) is PeerStatus.ALIVE
+    assert [desk.status(key) for key in ghosts].count(None) == 1
+    desk.run(30)
+    assert [desk.status(key) for key in (A, B, C)] == [PeerStatus.ALIVE] * 3
+
+
+def test_a_dead_peer_whose_place_is_needed_is_not_asked_about_any_more() -> None:
+    desk = Desk(A, B, C, peers_max=3)
+    desk.alive = {A.peer, B.peer}
+    desk.fail(C)
+    desk.run(60)
+    assert desk.status(C) is PeerStatus.DEAD
+    announced = gossip.announcement_wire(gossip.Announcement(C.peer[:12], 1, 0))
+    desk.tell(A, announced)  # so that it is probed once more
+    desk.link(D)
+    assert desk.status(C) is None
+    assert desk.status(D) is PeerStatus.ALIVE
+    desk.run(30)
+
+
+# --- promises of others, clocks, farewells --------------------------------------------------------------------------------
+
+
+def test_who_outbids_an_announcement_must_keep_its_own_word() -> None:
+    desk = Desk(A, B, want_patience_s=1.0)
+    desk.alive = {A.peer, B.peer}
+    blamed: list[book.Effect] = []
+    for number in range(int(limits.BROKEN_PROMISES_MAX) + 20):
+        ghost = FakeKey(5_000 + number)
+        desk.tell(A, announcement(ghost, 1))
+        desk.tell(B, announcement(ghost, 2))
+        desk.hear(A, gossip_record(ghost))
+    blamed += only(desk.run(20), book.Misbehaved)
+    assert {each.peer for each in blamed} == {B.peer}  # type: ignore[attr-defined]
+    honest = FakeKey("honest")
+    assert messages(desk.tell(A, announcement(honest, 1)), gossip.Want, A)
+
+
+def test_what_is_announced_of_a_revoked_peer_is_not_asked_for() -> None:
+    desk = Desk(A, B)
+    desk(book.PeerBanned(B.peer))
+    assert not messages(desk.tell(A, announcement(B, 9)), gossip.Want)
+    assert not messages(desk.say(A, gossip.Versions(((B.peer[:12], 9, 0),))), gossip.Want)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_nobody_is_dead_for_a_sleep_whatever_the_clock_did_meanwhile(goes_on: bool) -> None:
+    """In some machines the monotonic clock goes on in their sleep; what comes first then is not the word that they slept."""
+    desk = Desk(A, B, C)
+    desk.alive = {A.peer, B.peer, C.peer}
+    desk.run(20)
+    before = len(desk.everything)
+    if goes_on:
+        desk.now += 8 * 3_600
+        desk(book.Tick())
+    desk(book.Woke(8 * 3_600.0))
+    desk.run(30)
+    news = [effect for _, effect in desk.everything[before:]]
+    assert not only(news, book.PeerDied)
+    assert not only(news, book.PeerSuspected)
+    desk.alive.remove(C.peer)
+    desk.run(120)
+    assert desk.status(C) is PeerStatus.DEAD, "and whoever falls silent afterwards is missed as soon as ever"
+
+
+def test_a_stall_that_both_clock_and_loop_notice_counts_once() -> None:
+    def doubts(*told: book.Event) -> int:
+        desk = Desk(A, B)
+        while desk.book.deadline() is None:
+            desk.run(0.1)
+        deadline = desk.book.deadline()
+        assert deadline is not None
+        desk.now = deadline + 0.5
+        for event in (book.Tick(), *told):
+            desk(event)
+        return desk.book.health
+
+    assert doubts(book.LoopLagged(0.5)) == doubts() > 0
+
+
+def test_a_suspect_that_comes_back_with_the_first_version_lives() -> None:
+    desk = Desk(A, B, *CROWD)
+    desk.alive = {key.peer for key in (A, *CROWD)}
+    desk.fail(B)
+    assert desk.status(B) is PeerStatus.SUSPECT
+    desk.hear(A, make_record(B, 2, protocol=1))
+    assert desk.status(B) is PeerStatus.ALIVE
+
+
+def test_who_left_without_a_signed_farewell_may_come_back_by_speaking() -> None:
+    desk = Desk(A, B)
+    desk.alive = {A.peer}
+    desk.link(B)
+    desk(book.LinkLost(B.peer, True, "leaving"))
+    desk.say(B, gossip.Rumours(()))
+    assert desk.status(B) is PeerStatus.LEFT, "it was on its way before the goodbye"
+    desk.run(20)
+    desk.say(B, gossip.Rumours(()))
+    assert desk.status(B) is PeerStatus.ALIVE
