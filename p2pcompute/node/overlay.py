@@ -60,6 +60,8 @@ MEASURE_INTERVAL_S = 1.0
 #: take turns in the record, others restart, and a megabyte each time would be most of what an idle peer sends.
 MEASURED_SOON = 12
 MEASURE_PERIOD_S = 3600.0
+#: A stranger that was dialled in vain so often is not waited for any more.
+ELUSIVE_DIALS = 2
 #: Up to so many links all of them are measured, beyond only those that the own record lists.
 MEASURED_ALL = 12
 
@@ -129,6 +131,8 @@ class Overlay:
         self._wall = clock.wall
         self._observe = observe
         self._peer_book = peer_book
+        #: Dials in vain since each peer was last linked or appeared; at most `limits.PEERS_MAX` peers.
+        self._vain: dict[PeerId, int] = {}
         #: Whom the owner has revoked.
         self._banned: set[PeerId] = set()
         #: Who else follows links and records.
@@ -253,6 +257,10 @@ class Overlay:
         """Somebody here needs a link to `peer` now."""
         self.joining.feed(joining.LinkWanted(peer))
 
+    def is_elusive(self, peer: PeerId) -> bool:
+        """Whether `peer` was dialled in vain again and again."""
+        return self._vain.get(peer, 0) >= ELUSIVE_DIALS
+
     def ban(self, peers: Iterable[PeerId]) -> None:
         """The owner has revoked `peers`: forget them and take nothing of them any more."""
         for peer in peers:
@@ -294,6 +302,7 @@ class Overlay:
     def link_up(self, link: Link) -> None:
         """Called by the hub."""
         self._troubles.forgive(short_peer_id(link.peer))
+        self._vain.pop(link.peer, None)
         hello, wall = link.hello, self._wall()
         ahead_s = hello.clock_ms / 1000 - wall if hello.clock_ms else None
         self.book.feed(book.LinkOpened(link.peer, hello.record, link.rtt_s, link.admission.invitation, wall, ahead_s))
@@ -402,6 +411,7 @@ class Overlay:
     def _gone(self, kind: str, peer: PeerId, reason: str) -> None:
         self._tell_news()  # in the order in which it happened
         self._ways_told.pop(peer, None)
+        self._vain.pop(peer, None)
         for listener in self._listeners:
             listener.forgotten(peer)
         self._events.network_event(kind, peer, reason)
@@ -456,6 +466,10 @@ class Overlay:
         except P2PComputeError as error:
             kind = type(error).__name__
             self._log.debug("could not dial", address=str(effect.address), cause=str(error))
+        if kind is not None and effect.expected is not None:
+            if len(self._vain) >= limits.PEERS_MAX:
+                del self._vain[next(iter(self._vain))]
+            self._vain[effect.expected] = self._vain.get(effect.expected, 0) + 1
         self.joining.feed(joining.DialEnded(effect.address, effect.expected, kind, permanent))
 
     def _dial_via(self, effect: joining.DialVia) -> None:

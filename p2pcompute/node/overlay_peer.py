@@ -380,7 +380,8 @@ class OverlayPeer:
         coordinates: dict[PeerId, Coordinate] = {
             entry.record.peer: entry.record.coordinate for entry in alive if entry.record.coordinate is not None
         }
-        ring = [entry.record.peer for entry in alive]
+        # Who was never met and cannot be dialled may be invented: it must not take the place of a neighbour that is there.
+        ring = [entry.record.peer for entry in alive if entry.is_met or not self.overlay.is_elusive(entry.record.peer)]
         self._choose_at = now + CHOICE_INTERVAL_PER_100_S * len(ring) / 100
         if len(ring) > limits.LINKS_MAX:
             kept = links_to_keep(own, ring, measured, coordinates, self._own.edges)
