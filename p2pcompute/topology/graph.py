@@ -125,7 +125,8 @@ def laplacian(graph: Graph) -> Floats:
 def normalised_laplacian(graph: Graph) -> Floats:
     """I - D^-1/2 W D^-1/2: (n, n), symmetric, eigenvalues 0 to 2. A node without edges has a row of zeros."""
     roots = inverse_roots(graph)
-    matrix = -dense_weights(graph) * roots[:, None] * roots[None, :]
+    # The outer product first: it is symmetric to the last bit.
+    matrix = -dense_weights(graph) * np.outer(roots, roots)
     np.fill_diagonal(matrix, np.where(roots > 0, 1.0, 0.0))
     return matrix
 

@@ -205,20 +205,22 @@ def pair_conductances(graph: Graph, labels: Ints) -> tuple[Ints, Floats]:
 
 
 def _without_small(graph: Graph, labels: Ints, settings: CommunitySettings) -> Ints:
-    """The smallest of those below `size_min` joins where its measured edges are strongest in the mean, until none is left that can."""
+    """Those below `size_min` join where their measured edges are strongest in the mean: the smallest first, of these the nearest, until
+    none is left that can."""
     while True:
         labels = numbered(labels)
         sizes = np.bincount(labels)
         one, other = labels[graph.one], labels[graph.other]
         across = one != other
-        reached = np.zeros(sizes.size, dtype=np.bool_)
-        reached[one[across]] = reached[other[across]] = True
-        small = np.flatnonzero((sizes < settings.size_min) & reached)
-        if not small.size:
+        here = np.concatenate((one[across], other[across]))
+        there = np.concatenate((other[across], one[across]))
+        is_small = sizes[here] < settings.size_min
+        if not is_small.any():
             return labels
-        chosen = int(small[np.argmin(sizes[small])])
-        mine = across & ((one == chosen) | (other == chosen))
-        theirs = np.where(one[mine] == chosen, other[mine], one[mine])
-        totals = np.bincount(theirs, graph.weight[mine], minlength=sizes.size)
-        counts = np.bincount(theirs, minlength=sizes.size)
-        labels = np.where(labels == chosen, int(np.argmax(totals / np.maximum(counts, 1))), labels)
+        least = int(sizes[here[is_small]].min())
+        looking = sizes[here] == least
+        keys = here[looking] * sizes.size + there[looking]
+        pairs, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        weights = np.concatenate((graph.weight[across], graph.weight[across]))[looking]
+        best = int(pairs[np.argmax(summed(inverse.reshape(-1), weights, pairs.size) / counts)])
+        labels = np.where(labels == best // sizes.size, best % sizes.size, labels)

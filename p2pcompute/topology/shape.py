@@ -181,13 +181,15 @@ def _drawing(graph: Graph, basis: Floats | None) -> Floats:
         return _scaled(basis)
     places = np.zeros((graph.size, 2))
     roots = components(graph)
-    for number, root in enumerate(np.unique(roots).tolist()):
+    lowest = np.unique(roots).tolist()
+    # Each is 2 wide, half a unit lies between them.
+    half_width = 1.25 * len(lowest) - 0.25
+    for number, root in enumerate(lowest):
         nodes = np.flatnonzero(roots == root)
         if nodes.size > 1:
             places[nodes] = _scaled(cutting_basis(part(graph, nodes), 2))
-        places[nodes, 0] += 2.5 * number
-    span = float(places[:, 0].max(initial=0.0)) - float(places[:, 0].min(initial=0.0))
-    return (places - [span / 2.0, 0.0]) / max(span / 2.0, 1.0)
+        places[nodes, 0] += 2.5 * number + 1.0 - half_width
+    return places / max(half_width, 1.0)
 
 
 def _scaled(basis: Floats) -> Floats:
