@@ -132,13 +132,15 @@ def _of_large(graph: Graph, count: int, warm: Floats | None) -> Floats:
 def may_be_symmetric(graph: Graph) -> bool:
     """Whether two nodes look alike by their degree and the weighted degrees around them, as any two must that a symmetry exchanges."""
     degree = graph.degree
-    ends = np.concatenate((graph.one, graph.other))
-    around = summed(
-        ends, np.concatenate((degree[graph.other], degree[graph.one])) * np.tile(graph.weight, 2), graph.size
-    )
     scale = max(float(degree.max(initial=0.0)), 1e-300)
-    looks = np.round(np.stack((degree / scale, around / scale**2), axis=1), 12)
-    return int(np.unique(looks, axis=0).shape[0]) < graph.size
+    rounded = np.round(degree / scale, 12)
+    ascending = np.sort(rounded)
+    if not (ascending[1:] == ascending[:-1]).any():
+        return False
+    ends = np.concatenate((graph.one, graph.other))
+    beyond = np.concatenate((degree[graph.other], degree[graph.one])) * np.tile(graph.weight, 2)
+    around = np.round(summed(ends, beyond, graph.size) / scale**2, 12)
+    return int(np.unique(np.stack((rounded, around), axis=1), axis=0).shape[0]) < graph.size
 
 
 def _rayleigh(graph: Graph, vectors: Floats) -> Floats:
