@@ -394,3 +394,17 @@ CONTROL_CALLS_MAX = 256
 CONTROL_WINDOW = 16
 #: One message of the control socket, whose both ends belong to one user: the largest value and what is around it.
 CONTROL_MESSAGE_BYTES_MAX = VALUE_BYTES_MAX + FRAME_BYTES_MAX
+
+# --- topology ---------------------------------------------------------------------------------------------------------
+#: Peers up to which matrices are dense: LAPACK takes 40 ms for 500 and no SciPy; above, Lanczos is faster.
+DENSE_PEERS_MAX = 500
+#: Restarts of Lanczos before shift and invert takes over: ordinary networks need 5 to 40, long thin ones thousands.
+LANCZOS_RESTARTS_MAX = 120
+#: Vectors of one repeated eigenvalue that are told apart above that size: only perfect stars have more, and they cost memory.
+REPEATED_VECTORS_MAX = 32
+#: Vectors of the normalised Laplacian from which a large network is cut: each round finds up to so many communities.
+CUTTING_VECTORS = 16
+#: Steps of conjugate gradients before a factorisation takes over: ordinary networks need 30 to 100.
+GRADIENT_STEPS_MAX = 2_000
+#: Stand-ins named for each community: three coordinators that die within one election are no accident.
+STAND_INS = 3

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from p2pcompute.model import capability, errors, ids, job, peer
 from p2pcompute.wire import codec, families
-from tests.purity import machine_exercises, network_exercises, reach_exercise
+from tests.purity import machine_exercises, network_exercises, reach_exercise, topology_exercises
 from tests.support import samples
 
 Exercise = Callable[[random.Random], object]
@@ -91,6 +91,8 @@ PURE: dict[str, Exercise] = {
     "p2pcompute.membership.pacing.Pacer": network_exercises.pacer,
     "p2pcompute.membership.joining.JoiningMachine": machine_exercises.joining_machine,
     "p2pcompute.membership.reach.ReachMachine": reach_exercise.reach_machine,
+    "p2pcompute.topology.shape.analyse": topology_exercises.shapes,
+    "p2pcompute.topology.moves.rebalance": topology_exercises.flows,
     "p2pcompute.jobs.dispatch.Dispatch": machine_exercises.dispatch,
     "p2pcompute.jobs.lend.Lend": machine_exercises.lend,
 }
