@@ -10,6 +10,9 @@ than there are liars to be withstood, and the edge is lifted to the lowest bound
 honest. k liars can spoil at most k such witnesses, so neither can they frame an honest edge. Real networks break the
 triangle inequality a little, hence a tolerance.
 
+Peers can be invented, and the edges of those that a liar invents agree with each other and with its own. So a peer that has not been met here
+is part of the network only where several that were met list an edge to it (`believable`): an edge is listed by whoever measured its link.
+
 Estimates from coordinates are claims of the peers concerned. They only fill in, weaker than the weakest measured edge.
 
 Cost: linear in edges (52 peers 4 ms, 300 peers 16 ms, 1,000 peers 63 ms), so above 100 peers it belongs off the event loop. Refuses to know: eigenvectors,
@@ -19,6 +22,7 @@ weights, elections.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +64,8 @@ class EstimatedEdge:
 class AgreementSettings:
     """What contradicts an edge; the defaults are the product's."""
 
+    #: Peers that were met and list an edge to one that was not, for it to be believed in: one more than the liars withstood.
+    vouchers: int = 3
     #: Witnesses without a common peer that lift an edge: one more than the liars withstood.
     witnesses: int = 3
     #: The same is one, and one more for every so many peers of the network, where that is fewer.
@@ -80,6 +86,18 @@ class AgreementSettings:
 
 #: Way to a peer: its length in seconds, and the places of the peers on it, the last one included.
 _Ways = dict[int, tuple[float, tuple[int, ...]]]
+
+
+def believable(view: PeerView, settings: AgreementSettings | None = None) -> PeerView:
+    """`view` without living peers that may be invented: neither met here nor listed by `vouchers` peers that were. At most so many liars less
+    one can make others believe in a peer that does not exist."""
+    chosen = settings or AgreementSettings()
+    vouched: Counter[PeerId] = Counter(edge.peer for edge in view.own.edges)
+    for entry in view.entries:
+        if entry.is_met:
+            vouched.update({edge.peer for edge in entry.record.edges})
+    kept = tuple(entry for entry in view.entries if entry.is_met or vouched[entry.record.peer] >= chosen.vouchers)
+    return view if len(kept) == len(view.entries) else PeerView(view.own, kept, view.version)
 
 
 def agreed_edges(view: PeerView, settings: AgreementSettings | None = None) -> tuple[AgreedEdge, ...]:

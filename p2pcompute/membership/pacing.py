@@ -4,7 +4,7 @@ A record has about a kilobyte and goes to everybody; a load update has 119 bytes
 everybody who hears them, so how often each may be said depends on how many hear it: `traffic.update_period_s`, which keeps
 what a peer sends for updates within a budget whatever the size of the network. Rules:
 
-- where a peer is and what it offers (addresses, reach, relays, functions, labels, slots, roles) is told at once;
+- where a peer is, what it offers and whether it leads (addresses, reach, relays, functions, labels, slots, roles) is told at once;
 - its edges, its coordinate and its hardware's figures when they changed by more than noise, a few at once after a start,
   then one record an update period;
 - how busy it is as a load update: a change of a tenth at most every 2 s, a smaller one when it has lasted for half a minute,
@@ -180,7 +180,8 @@ def offers_differ(told: PeerRecord, new: PeerRecord) -> bool:
     return any(
         getattr(told, name) != getattr(new, name)
         for name in (
-            "name", "addresses", "slots", "roles", "isolation", "functions", "labels", "leaving", "protocol", "reach", "relays"
+            "name", "addresses", "slots", "roles", "isolation", "functions", "labels", "leaving", "protocol", "reach", "relays",
+            "leads",
         )
     )  # fmt: skip
 

@@ -144,6 +144,8 @@ class PeerRecord:
     coordinate: Coordinate | None = None
     reach: Reach = Reach.UNKNOWN
     relays: tuple[Relay, ...] = ()
+    #: Whether it believes to be the key node of its community (`topology/election.py`).
+    leads: bool = False
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property

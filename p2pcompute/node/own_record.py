@@ -122,6 +122,10 @@ class OwnRecord:
         """How this peer can be reached, and through whom where nobody can dial it."""
         self._wanted = dataclasses.replace(self._wanted, reach=reach, relays=relays[: limits.RELAYS_MAX])
 
+    def set_leads(self, leads: bool) -> None:
+        """Whether this peer is the key node of its community, as it sees it."""
+        self._wanted = dataclasses.replace(self._wanted, leads=leads)
+
     def set_functions(self, functions: Sequence[str]) -> None:
         """Names of functions that this peer offers to run."""
         self._wanted = dataclasses.replace(self._wanted, functions=tuple(sorted(set(functions))))

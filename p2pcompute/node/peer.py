@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from structlog.typing import FilteringBoundLogger
 
@@ -64,6 +64,10 @@ from p2pcompute.wire.messages import (
 )
 from p2pcompute.wire.revocation import RevocationList
 
+if TYPE_CHECKING:
+    from p2pcompute.node.topology import TopologyWatch
+    from p2pcompute.topology.shape import NetworkShape
+
 KEY_FILE = "key.pem"
 _PORT_KEY = "port"
 #: How often linked peers are written down for the next start.
@@ -103,6 +107,8 @@ class Peer(Door):
         #: Who wants to hear of peers that appear and go.
         self._watchers: list[Watcher] = []
         self._started_at = 0.0
+        #: Keeps the shape of the network; None before its first look.
+        self._topology: TopologyWatch | None = None
         self.port = 0
 
     # --- life cycle -----------------------------------------------------------------------------------------------------
@@ -260,8 +266,15 @@ class Peer(Door):
 
     def _start_services(self) -> None:
         self._supervisor.service("offers", self._keep_offering)
+        self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
+
+    async def _keep_topology(self) -> None:
+        # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
+        watch = await self._offload.run(_topology_watch)
+        self._topology = watch(lambda: self.view, self.own, self._clock, self._offload)
+        await self._topology.run()
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
@@ -296,6 +309,14 @@ class Peer(Door):
     def view(self) -> PeerView:
         """The network as this peer sees it now."""
         return self.overlay.view
+
+    async def shape(self) -> NetworkShape:
+        """Communities, key nodes and everything else of the network's Laplacian, as of now."""
+        await self._ready()
+        if self._topology is None:
+            watch = await self._offload.run(_topology_watch)
+            return await watch(lambda: self.view, self.own, self._clock, self._offload).look()
+        return await self._topology.look()
 
     def name_of(self, peer: PeerId) -> str:
         """What people call a peer: its name, with its short id where two share a name."""
@@ -430,3 +451,9 @@ def config_with(config: PeerConfig | None, changes: dict[str, Any]) -> PeerConfi
         if name not in known:
             raise UnknownNameError("configuration key", name, known)
     return dataclasses.replace(base, **changes)
+
+
+def _topology_watch() -> type[TopologyWatch]:
+    from p2pcompute.node.topology import TopologyWatch
+
+    return TopologyWatch

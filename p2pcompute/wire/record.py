@@ -189,6 +189,7 @@ class _Body:
             limits.RELAYS_MAX,
         ),
     ] = ()
+    leads: Annotated[bool, Truth()] = False
     unknown: dict[str, Any] = field(default_factory=dict)
 
 

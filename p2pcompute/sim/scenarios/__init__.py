@@ -14,6 +14,7 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
         "address-book": overlay.address_book,
         "all-faults": overlay.all_faults,
         "all-restart": overlay.all_restart,
+        "attack-false-edges": attacks.false_edges,
         "attack-invented-peers": attacks.invented_peers,
         "attack-liar": attacks.liar,
         "attack-replays": attacks.replays,

@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId, short_peer_id
-from p2pcompute.model.peer import Address, PeerStatus, Reach
+from p2pcompute.model.peer import Address, Edge, PeerStatus, Reach
 from p2pcompute.model.seams import Entropy
 from p2pcompute.node.gossiping import DHT_CHANNEL, GOSSIP_CHANNEL
+from p2pcompute.node.topology import shape_of
 from p2pcompute.sim.invariants import settle
 from p2pcompute.sim.lab import ExpectationError, Lab
 from p2pcompute.sim.peers import SimOverlay, SimPeer
@@ -34,6 +35,9 @@ HONEST = 20
 ATTACK_S = 60.0
 #: However many peers are made up, a crash is known to all within so many seconds.
 _CRASH_KNOWN_S = 25.0
+#: Peers made up for the sake of their edges, and how many times its fair share of the network's connectivity a liar may come to have.
+_GHOSTS = 12
+_SHARE_MAX = 2.0
 #: Peers that somebody makes up.
 INVENTED = 600
 #: Milliseconds since 1970 in the year 2100.
@@ -235,6 +239,44 @@ async def invented_peers(lab: Lab) -> None:
         await victim.restart()
         await asyncio.sleep(ATTACK_S / 2)
         _all_alive(honest, "after a crash among invented peers")
+
+
+async def false_edges(lab: Lab) -> None:
+    """A member says that it is next to everybody, with the widest lines, and invents peers that say so, too: nobody's picture of the network changes."""
+    async with sybil_network(lab, HONEST // 2 + 1) as overlay:
+        rng = lab.dice.of("scenario")
+        await start_all(overlay, rng)
+        await settle(overlay, 30.0, "cold start")
+        await asyncio.sleep(ATTACK_S / 2)
+        evil, honest = overlay.peers[-1], overlay.peers[:-1]
+        assert evil.own is not None, "it runs"
+        mallory, entropy = Liar(evil, rng, lab.entropy("mallory")), lab.entropy("invented")
+        plain = evil.own.signed.record
+        keys = [PeerKey.generate(entropy) for _ in range(_GHOSTS)]
+        names = [*(each.peer for each in honest), *(key.peer_id for key in keys)]
+        for life in range(int(ATTACK_S)):
+            lies = [(key, 1) for key in keys] + [(evil.key, 1_000_000)]
+            wires = []
+            for key, ahead in lies:
+                near = [Edge(other, 1e-6, 1e6) for other in (*names, evil.peer) if other != key.peer_id]
+                told = dataclasses.replace(
+                    plain, peer=key.peer_id, sequence=plain.sequence + ahead + life, reach=Reach.PRIVATE, relays=(),
+                    edges=tuple(rng.sample(near, limits.EDGES_MAX)),
+                )  # fmt: skip
+                wires.append(sign_record(told, key).wire)
+            for to in honest:
+                mallory.say(to, Records(tuple(wires)))
+            await asyncio.sleep(1.0)
+        wall_s = honest[0].clock.wall()
+        for each in honest:
+            shape = shape_of(each.view, wall_s)
+            invented = [peer for peer in shape.peers if peer not in {other.peer for other in overlay.peers}]
+            if invented:
+                raise ExpectationError(f"{each.name} takes {len(invented)} invented peers for parts of the network")
+            row = shape.row(evil.peer)
+            share, fair = 0.0 if row is None else float(shape.shares[row]), 1.0 / len(shape.peers)
+            if share > _SHARE_MAX * fair:
+                raise ExpectationError(f"to {each.name} the liar has a share of {share:.3f}, {fair:.3f} would be fair")
 
 
 @asynccontextmanager

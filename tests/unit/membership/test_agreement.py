@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import random
@@ -9,7 +10,14 @@ import random
 import numpy as np
 import pytest
 
-from p2pcompute.membership.agreement import AgreedEdge, AgreementSettings, EstimatedEdge, agreed_edges, fill_in
+from p2pcompute.membership.agreement import (
+    AgreedEdge,
+    AgreementSettings,
+    EstimatedEdge,
+    agreed_edges,
+    believable,
+    fill_in,
+)
 from p2pcompute.membership.edges import select_edges
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
@@ -226,6 +234,39 @@ def test_two_liars_cannot_frame_an_honest_edge(seed: int) -> None:
     for edge in before:
         if not guilty & {edge.a, edge.b}:
             assert after[edge.a, edge.b] == edge
+
+
+def test_peers_that_two_liars_invent_are_no_part_of_the_network_and_one_that_three_met_peers_list_is() -> None:
+    names = [peer_of(number) for number in range(40)]
+    met, ghosts, shy = names[:8], names[8:30], names[30]
+    liars = (met[6], met[7])
+    lists: dict[PeerId, list[PeerId]] = {peer: [other for other in met if other != peer] for peer in met}
+    for liar in liars:
+        lists[liar] += [*ghosts[:8], shy]
+    for ghost in ghosts:
+        lists[ghost] = [*liars, shy, *(each for each in ghosts if each != ghost)][:14]
+    lists[shy] = list(met)
+    own, *others = [record(peer, ()) for peer in (*met, *ghosts, shy)]
+
+    def believed() -> set[PeerId]:
+        own_record = dataclasses.replace(own, edges=tuple(Edge(to, 0.001) for to in lists[own.peer]))
+        rows = [
+            PeerEntry(
+                dataclasses.replace(each, edges=tuple(Edge(to, 0.001) for to in lists[each.peer])),
+                PeerStatus.ALIVE,
+                0.0,
+                is_met=each.peer in met,
+            )
+            for each in others
+        ]
+        return {entry.record.peer for entry in believable(PeerView(own_record, tuple(rows), 1)).entries}
+
+    assert believed() == set(met[1:]), "two liars are not enough"
+    lists[met[3]].append(shy)
+    assert believed() == {*met[1:], shy}
+    lists[met[3]].remove(shy)
+    lists[own.peer].append(shy)
+    assert believed() == {*met[1:], shy}, "the own edges count like others'"
 
 
 def test_estimates_are_weaker_than_the_weakest_measured_edge_and_keep_their_order() -> None:
