@@ -279,6 +279,8 @@ RELAY_BYTES_PER_SECOND = 1 << 20
 RELAY_BURST_BYTES = 256 * 1024
 #: Bytes in one message of a circuit: two TLS records, 30 ms at the rate of a circuit, which is what others may have to wait.
 CIRCUIT_DATA_BYTES_MAX = 32 * 1024
+#: A message counts for at least so much at a relay's rate: its frame, its seal and its turn cost as much as these bytes, however little is in it.
+CIRCUIT_DATA_COUNTED_BYTES_MIN = 256
 #: What a relay, and an end, takes on a circuit before it grants more: the rate of a circuit times a round trip of 250 ms.
 CIRCUIT_WINDOW_BYTES = 256 * 1024
 #: The largest grant that is believed: room for later versions with faster circuits.

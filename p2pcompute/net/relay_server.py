@@ -1,8 +1,8 @@
 """What a public peer does for those whom nobody can dial: keeps reservations, joins circuits, passes bytes on.
 
 Rules: both ends are linked to the relay, hence admitted members, and by links that are no circuits themselves; a circuit goes only to a peer
-that asked for a reservation. The relay holds at most one window for each direction and grants more only for what it has passed on, so
-whoever takes slowly is sent slowly to. Relayed bytes leave as bulk does, when the link holds little, and at the rate of a circuit:
+that asked for a reservation. The relay holds at most one window for each direction, as bytes and not as messages, and grants more only for what
+it has passed on, so whoever takes slowly is sent slowly to, and whoever sends in crumbs costs no more than others. Relayed bytes leave as bulk does, when the link holds little, and at the rate of a circuit:
 control never waits behind them. What a circuit carries is ciphertext whose keys the relay never sees.
 
 The limits and counts are `relay_book.py`'s. Refuses to know: TLS, who may be a member, who should be asked to be a relay.
@@ -11,7 +11,6 @@ The limits and counts are `relay_book.py`'s. Refuses to know: TLS, who may be a 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, LinkClosedError, P2PComputeError, ProtocolError
@@ -262,9 +261,9 @@ class _Leg:
         self.owed_bytes = 0
         #: What this side still takes.
         self.credit_bytes = 0
-        #: What waits to be sent to this side, and how much it is; never more than one window, since no more was granted.
-        self._queue: deque[memoryview] = deque()
-        self.held_bytes = 0
+        #: What waits to be sent to this side; never more than one window, since no more was granted. One run of bytes, since where a
+        #: message ends means nothing, and a message for each byte would cost a hundred times as much.
+        self._queue = bytearray()
         #: What may be sent to this side when.
         self._bucket = RateBucket(
             circuit.server.settings.bytes_per_second, circuit.server.settings.burst_bytes, circuit.server.now()
@@ -277,6 +276,11 @@ class _Leg:
         self._ending: tuple[str, str] | None = None
         #: Nothing is said to this side any more.
         self.gone = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits to be sent to this side."""
+        return len(self._queue)
 
     # what the dispatcher says
 
@@ -318,8 +322,7 @@ class _Leg:
         """Pass `data` on to this side when it may be."""
         if self.gone:
             return
-        self._queue.append(memoryview(data))
-        self.held_bytes += len(data)
+        self._queue += data
         self.pump()
 
     def finish(self, reason: str, text: str) -> None:
@@ -328,7 +331,7 @@ class _Leg:
         self.pump()
 
     def pump(self) -> None:
-        """Send what rate, credit and the link's room allow."""
+        """Send what rate, credit and the link's room allow: a window in the largest messages there are, so a few of them at most."""
         if self.gone or self._timer is not None:
             return
         server = self._circuit.server
@@ -336,19 +339,16 @@ class _Leg:
             if not self.link.has_room():
                 self._when_room()
                 break
-            first = self._queue[0]
-            size_bytes = min(len(first), self.credit_bytes, limits.CIRCUIT_DATA_BYTES_MAX)
-            pause_s = self._bucket.take(size_bytes, server.now())
+            size_bytes = min(len(self._queue), self.credit_bytes, limits.CIRCUIT_DATA_BYTES_MAX)
+            # What is held back by the rate meanwhile leaves in one message with what follows it.
+            pause_s = self._bucket.take(max(size_bytes, limits.CIRCUIT_DATA_COUNTED_BYTES_MIN), server.now())
             if pause_s > 0:
                 self._timer = asyncio.get_running_loop().call_later(pause_s, self._pump_later)
                 break
-            if size_bytes == len(first):
-                self._queue.popleft()
-            else:
-                self._queue[0] = first[size_bytes:]
-            self.held_bytes -= size_bytes
+            data = bytes(self._queue[:size_bytes])
+            del self._queue[:size_bytes]
             self.credit_bytes -= size_bytes
-            self.link.send_bulk(CircuitData(self.number, bytes(first[:size_bytes])))
+            self.link.send_bulk(CircuitData(self.number, data))
             self._circuit.moved_at = server.now()
             server.moved(self.other.peer, self.peer, size_bytes)
             self.other.repay(size_bytes)
@@ -376,7 +376,6 @@ class _Leg:
         self.gone = True
         self._circuit.server.legs.drop(self.link, self.number)
         self._queue.clear()
-        self.held_bytes = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

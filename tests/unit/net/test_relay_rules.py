@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from dataclasses import replace
 
 import pytest
@@ -349,6 +350,47 @@ def test_relayed_bytes_leave_only_when_the_link_has_room_however_much_the_target
             assert server(middle).held_bytes > total - limits.BULK_BUFFER_BYTES - 2 * len(piece)
             network.release(middle.host, two.host)
             await until(lambda: sum(len(each) for each in came) == total, "all of it goes on")
+
+    asyncio.run(main())
+
+
+def test_a_window_in_crumbs_costs_the_relay_what_a_window_costs() -> None:
+    async def main() -> None:
+        crumbs = 20_000
+        async with relayed(tls=False) as (one, middle, two):
+            came = take_all(two, 1)
+            leg = Probe(one, one.link_to(middle))
+            leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
+            await until(lambda: leg.grants)
+            for number in range(crumbs):
+                leg.link.send(CircuitData(leg.number, bytes([number % 251])))
+            await until(lambda: server(middle).held_bytes == crumbs - 1)
+            onward = next(iter(server(middle)._circuits)).target
+            assert sys.getsizeof(onward._queue) < 2 * crumbs
+            # All of it may go at once now: in the largest messages there are, not in 20,000.
+            two.link_to(middle).send(CircuitCredit(onward.number, WINDOW))
+            await until(lambda: sum(len(each) for each in came) == crumbs)
+            assert [len(each) for each in came] == [1, crumbs - 1]
+            assert b"".join(came) == bytes(number % 251 for number in range(crumbs))
+
+    asyncio.run(main())
+
+
+def test_crumbs_count_at_the_rate_of_a_circuit_as_what_they_cost() -> None:
+    async def main() -> None:
+        least = limits.CIRCUIT_DATA_COUNTED_BYTES_MIN
+        relay = replace(FAST, bytes_per_second=50 * least, burst_bytes=10 * least)
+        async with relayed(tls=False, relay=relay) as (one, middle, two):
+            came = take_all(two, WINDOW)
+            leg = Probe(one, one.link_to(middle))
+            leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
+            await until(lambda: leg.grants)
+            for _ in range(200):
+                leg.link.send(CircuitData(leg.number, b"x"))
+            await until(lambda: sum(len(each) for each in came) == 200)
+            # Ten at once, then what has gathered within a fiftieth of a second.
+            assert [len(each) for each in came[:10]] == [1] * 10
+            assert len(came) < 20
 
     asyncio.run(main())
 
