@@ -24,6 +24,10 @@ HANDSHAKE_TIMEOUT_S = 10.0
 #: Half-open handshakes at a time, and new ones a second from one address: a flood costs this much and no more.
 HALF_OPEN_MAX = 64
 HANDSHAKES_PER_SECOND_PER_ADDRESS = 10
+#: Half-open connections of one address, on this site ten times as many: what it may begin in a second, less than a handshake may last,
+#: so that nobody fills the table alone. Through one relay as many as it may join to one peer: of two relays one may lie.
+HALF_OPEN_PER_ADDRESS_MAX = 8
+HALF_OPEN_PER_RELAY_MAX = 16
 #: Links kept open; a few dozen carry gossip and jobs, further peers are dialled on demand.
 LINKS_MAX = 48
 #: A link that has been up for so long and is still of no use may be closed where there are too many: gossip has had its turns.

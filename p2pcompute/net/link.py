@@ -123,6 +123,8 @@ class Link:
         self._own_hello: Hello | None = None
         self._used = False
         self._aborted = False
+        #: Hangs up what has no carrier yet.
+        self._hang_up: Callable[[], None] | None = None
         #: Why the link ends, once that is known.
         self.failure: P2PComputeError | None = None
         #: Set when the carrier is gone.
@@ -327,9 +329,16 @@ class Link:
 
     # --- the carrier's side ---------------------------------------------------------------------------------------------
 
+    def connecting(self, hang_up: Callable[[], None]) -> None:
+        """What is to carry this link is not through yet: until it is attached `abort` calls `hang_up`."""
+        self._hang_up = hang_up
+        if self._aborted:
+            hang_up()
+
     def attach(self, carrier: Carrier, hello: Hello) -> None:
         """The carrier is connected. The accepter greets at once, the dialler (with `hello`) when it has seen with whom it speaks."""
         self._carrier = carrier
+        self._hang_up = None
         self._own_hello = hello
         if self._aborted:
             carrier.abort()
@@ -502,6 +511,8 @@ class Link:
         self._aborted = True
         if self._carrier is not None:
             self._carrier.abort()
+        elif self._hang_up is not None:
+            self._hang_up()
 
 
 #: Messages that serve the link itself, once it is up.

@@ -173,6 +173,7 @@ class WebSocketDoor:
                 transport.abort()
                 link.carrier_lost(None)
 
+        link.connecting(give_up)
         asyncio.get_running_loop().call_later(self._timeout_s, give_up)
         return web.Server(answer)()
 

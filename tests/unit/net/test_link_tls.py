@@ -153,6 +153,25 @@ def test_random_bytes_at_the_port_harm_only_their_connection() -> None:
     asyncio.run(main())
 
 
+def test_a_displaced_handshake_gives_its_socket_back_at_once() -> None:
+    async def main() -> None:
+        settings = LinkSettings(half_open_max=4, private_factor=100)
+        async with sides(tls_identities(2), settings=settings) as (one, two):
+            mute = [await asyncio.open_connection("127.0.0.1", two.port) for _ in range(10)]
+            await until(lambda: len(two.events.refusals) == 6)
+            # Long before the 10 s of a handshake are over.
+            for reader, _ in mute[:6]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            assert len(two.hub._open) == 4
+            assert all("others wanted its place" in str(error) for _, error in two.events.refusals)
+            await one.hub.dial(two.address, two.peer)
+            for _, writer in mute:
+                writer.close()
+
+    asyncio.run(main())
+
+
 def test_a_slow_handshake_is_closed() -> None:
     async def main() -> None:
         async with sides(tls_identities(2), settings=SHORT) as (one, two):

@@ -251,14 +251,14 @@ def test_a_circuit_on_which_nothing_moves_is_closed() -> None:
 
 def test_the_gate_and_the_limit_of_half_open_connections_hold_for_circuits_too() -> None:
     async def main() -> None:
-        settings = LinkSettings(half_open_max=2)
+        settings = LinkSettings(half_open_per_relay=2)
         async with relayed(tls=False, settings=settings) as (one, middle, two):
             legs = [Probe(one, one.link_to(middle)) for _ in range(3)]
             for leg in legs:
                 leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
             await until(lambda: legs[2].ended and legs[0].grants and legs[1].grants)
             assert "takes no connections now" in legs[2].ended[0][1]
-            assert len(two.hub._half_open) == 2
+            assert len(two.hub._half_open_relayed) == 2
 
     asyncio.run(main())
 
@@ -272,6 +272,49 @@ def test_the_gate_and_the_limit_of_half_open_connections_hold_for_circuits_too()
             assert len([leg for leg in legs if leg.grants]) == 2
 
     asyncio.run(flood())
+
+
+def test_circuits_are_offered_only_by_relays_that_keep_us_reachable() -> None:
+    async def main() -> None:
+        async with relayed(tls=False, more=1) as (one, middle, two, three):
+            # A linked member without a reservation of ours, and then the relay, invent askers as fast as they may.
+            for liar, taken in ((one, 0), (middle, limits.HALF_OPEN_PER_RELAY_MAX)):
+                link = await liar.hub.dial(two.address, two.peer)
+                legs = [Probe(liar, link) for _ in range(3 * limits.HALF_OPEN_MAX)]
+                for number, leg in enumerate(legs):
+                    link.send(CircuitOffered(leg.number, bytes([number % 256]) * 32, WINDOW))
+                await until(lambda legs=legs, taken=taken: sum(not leg.ended for leg in legs) <= taken)
+                assert all(leg.grants or leg.ended for leg in legs)
+                if liar is one:
+                    assert legs[0].ended[0][0] == "refused"
+                    assert "has no reservation at this relay" in legs[0].ended[0][1]
+                assert len(two.hub._half_open_relayed) <= taken
+                assert len(two.hub._half_open) == 0
+            await three.hub.dial(two.address, two.peer)
+
+    asyncio.run(main())
+
+
+def test_a_circuit_that_is_offered_right_behind_the_promise_is_taken() -> None:
+    async def main() -> None:
+        async with relayed(tls=False, reserve=False) as (_, middle, two):
+            link = middle.link_to(two)
+            leg = Probe(middle, link)
+
+            def promise(on: Link, message: Message) -> bool:
+                if isinstance(message, RelayReserve):
+                    link.send(RelayReserved(60.0, 1, 1))
+                    link.send(CircuitOffered(leg.number, b"s" * 32, WINDOW))
+                elif isinstance(message, (CircuitCredit, CircuitClosed)):
+                    middle.hub.reaching.circuits.heard(on, message)
+                return True
+
+            middle.hub.reaching.heard = promise  # type: ignore[method-assign]
+            await two.hub.reaching.ends.reserve(middle.peer)
+            await until(lambda: leg.grants or leg.ended)
+            assert leg.grants
+
+    asyncio.run(main())
 
 
 # --- flow -------------------------------------------------------------------------------------------------------------
