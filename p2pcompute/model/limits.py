@@ -19,6 +19,8 @@ BULK_BUFFER_BYTES = 512 * 1024
 HEARTBEAT_INTERVAL_S = 20.0
 #: A link on which nothing arrived for so long is dead: two heartbeats and a round trip.
 LINK_SILENCE_MAX_S = 45.0
+#: A link that has said goodbye, or heard it, for so long hangs: its carrier should have hung up within two seconds.
+LINK_LEAVING_MAX_S = 5.0
 #: TLS handshake and Hello together; a slow satellite link needs 3 s.
 HANDSHAKE_TIMEOUT_S = 10.0
 #: Half-open handshakes at a time, and new ones a second from one address: a flood costs this much and no more.

@@ -95,6 +95,8 @@ class Link:
         #: Who wants to be told once when bulk may be written.
         self._room_wanted: list[Callable[[], None]] = []
         self.state = LinkState.GREETING
+        #: When one of the sides said goodbye, `monotonic` seconds; None before.
+        self.left_at: float | None = None
         self._carrier: Carrier | None = None
         self._admission: Admission | None = None
         self._hello: Hello | None = None
@@ -219,6 +221,8 @@ class Link:
     def _enter(self, state: LinkState) -> None:
         assert state in NEXT_STATES[self.state], f"a link that is {self.state.value} cannot become {state.value}"
         self.state = state
+        if state is LinkState.LEAVING:
+            self.left_at = self._clock.monotonic()
 
     # --- sending --------------------------------------------------------------------------------------------------------
 

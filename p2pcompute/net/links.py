@@ -165,7 +165,7 @@ class LinkHub:
             self.beat()
 
     def beat(self) -> None:
-        """Ping the links whose turn it is, end those that are silent."""
+        """Ping the links whose turn it is, end those that are silent, or said goodbye and are there yet."""
         now = self._clock.monotonic()
         for link in list(self._links.values()):
             silent_s = now - link.heard_at
@@ -174,6 +174,10 @@ class LinkHub:
                 link.abort()
             elif now - link.pinged_at >= self._settings.heartbeat_interval_s:
                 link.ping()
+        for link in list(self._open):
+            # Replaced ones too: whoever dials again and again would else pile up what it never takes.
+            if link.left_at is not None and now - link.left_at > limits.LINK_LEAVING_MAX_S:
+                link.abort()
         self.reaching.beat(now)
         if self._open_links() > self._settings.links_kept:
             self._close_least_useful(now - self._settings.idle_after_s)

@@ -14,6 +14,7 @@ from typing import Any
 from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, P2PComputeError
 from p2pcompute.model.ids import PeerId, peer_id_of
 from p2pcompute.model.peer import Address, Role
+from p2pcompute.model.seams import Clock
 from p2pcompute.net.link import Link, LinkSettings
 from p2pcompute.net.links import LinkHub, Worth
 from p2pcompute.net.memory import MemoryNetwork
@@ -45,6 +46,20 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
+
+
+class Later:
+    """A clock that is ahead of another one."""
+
+    def __init__(self, clock: Clock, ahead_s: float) -> None:
+        self.clock = clock
+        self.ahead_s = ahead_s
+
+    def monotonic(self) -> float:
+        return self.clock.monotonic() + self.ahead_s
+
+    def wall(self) -> float:
+        return self.clock.wall() + self.ahead_s
 
 
 class Dice:

@@ -22,8 +22,8 @@ from p2pcompute.model.peer import Address
 from p2pcompute.net.link import Link, LinkSettings
 from p2pcompute.net.memory import MemoryNetwork
 from p2pcompute.wire.framing import FrameType, frame_header, message_frame
-from p2pcompute.wire.messages import BlobMissing, BlobWant, Grant
-from tests.unit.net.link_help import FakeIdentity, Recorder, Side, fake_identities, sides, until
+from p2pcompute.wire.messages import BlobMissing, BlobWant, Goodbye, Grant
+from tests.unit.net.link_help import FakeIdentity, Later, Recorder, Side, fake_identities, sides, until
 
 QUICK = LinkSettings.test()
 
@@ -368,6 +368,32 @@ def test_whoever_fills_the_table_waits_for_himself() -> None:
             assert two.hub._half_open.count("8.8.8.8") == 1
             assert {address.host for address, _ in two.events.refusals} == {"10.0.0.7"}
             assert all("others wanted its place" in str(error) for _, error in two.events.refusals)
+
+    asyncio.run(main())
+
+
+def test_what_said_goodbye_and_hangs_is_ended_by_the_next_beat() -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with sides(fake_identities(2), network=network) as (one, two):
+            for _ in range(3):
+                link = await one.hub.dial(two.address, two.peer)
+                await until(lambda: two.hub.link(one.peer) is not None)
+                # A carrier that does not keep its word, and a link that another one replaces.
+                back = two.link_to(one)
+                back._carrier.close = lambda: None  # type: ignore[union-attr,method-assign]
+                link.send(Goodbye("leaving"))
+                await until(lambda back=back: back.closed)
+                one.hub._links.pop(two.peer, None)
+            assert len(two.hub._open) == 3
+            now = two.hub._clock.monotonic
+            two.hub._clock = Later(two.hub._clock, limits.LINK_LEAVING_MAX_S - 1)
+            two.hub.beat()
+            assert len(two.hub._open) == 3
+            two.hub._clock = Later(two.hub._clock, 2)
+            assert two.hub._clock.monotonic() > now()
+            two.hub.beat()
+            await until(lambda: not two.hub._open)
 
     asyncio.run(main())
 

@@ -9,17 +9,26 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, PeerError, PortTakenError
+from p2pcompute.model.errors import (
+    AdmissionError,
+    AdmissionReason,
+    BusyError,
+    LinkClosedError,
+    PeerError,
+    PortTakenError,
+)
 from p2pcompute.model.peer import Address
+from p2pcompute.net import stream_carrier, websocket_carrier
 from p2pcompute.net.link import Link, LinkSettings
 from p2pcompute.net.stream_carrier import TlsTransport
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.framing import FrameType, frame_header
-from p2pcompute.wire.messages import BlobWant, Grant, Message
+from p2pcompute.wire.messages import BlobWant, EchoWant, Goodbye, Grant, Message
 from tests.unit.net.link_help import Dice, Side, TlsIdentity, sides, tls_identities, until
 
 SHORT = LinkSettings(handshake_timeout_s=0.4)
@@ -168,6 +177,8 @@ def test_a_displaced_handshake_gives_its_socket_back_at_once() -> None:
             await one.hub.dial(two.address, two.peer)
             for _, writer in mute:
                 writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
 
     asyncio.run(main())
 
@@ -391,6 +402,52 @@ def test_a_websocket_carries_the_same_link() -> None:
             assert two.events.messages[-1][1] == Grant(7)
             await until(lambda: two.events.down)
             assert two.events.down[0][1] is None
+
+    asyncio.run(main())
+
+
+def stop_reading(link: Link) -> Any:
+    """From here on nothing that comes to this end of a link is taken; its transport, which may read again."""
+    carrier = link._carrier
+    if carrier is not None and carrier.name == "websocket":
+        transport = carrier._socket._conn.transport  # type: ignore[attr-defined]
+    else:
+        transport = carrier._transport  # type: ignore[union-attr]
+    transport.pause_reading()
+    return transport
+
+
+@pytest.mark.parametrize("carrier", ["stream", "websocket"])
+@pytest.mark.parametrize("how", ["a goodbye", "a wrong word", "a goodbye of ours"])
+def test_a_link_to_a_peer_that_stops_reading_ends(carrier: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asks for much, stops reading, says goodbye, and dials again."""
+    for module in (stream_carrier, websocket_carrier):
+        monkeypatch.setattr(module, "SHUTDOWN_TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        async with sides(tls_identities(2)) as (one, two):
+            held, deaf = [], []
+            for _ in range(3):
+                link = await one.hub.dial(two.address, two.peer, carrier)
+                await until(lambda: two.hub.link(one.peer) is not None)
+                back = two.link_to(one)
+                held.append(back)
+                deaf.append(stop_reading(link))
+                for stream in (2, 4, 6):
+                    link.send(EchoWant(stream, 8 << 20))
+                await until(lambda back=back: not back.has_room())
+                if how == "a goodbye":
+                    link.send(Goodbye("leaving"))
+                elif how == "a wrong word":
+                    link.send(link.hello)
+                else:
+                    back.fail(BusyError("enough"))
+                await until(lambda back=back: back.closed)
+                one.hub._links.pop(two.peer, None)
+            await until(lambda: all(each.gone.is_set() for each in held), wait_s=5)
+            assert not [each for each in two.hub._open if each in held]
+            for transport in deaf:
+                transport.resume_reading()  # so that this end goes too
 
     asyncio.run(main())
 
