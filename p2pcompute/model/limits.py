@@ -279,6 +279,10 @@ RELAY_CIRCUITS_PER_TARGET_MAX = 16
 RELAY_CIRCUITS_PER_ASKER_MAX = 8
 #: Circuits that one asker may begin in a second, after as many at once as it may have: who opens and closes only troubles targets.
 RELAY_OPENS_PER_SECOND_PER_ASKER = 2
+#: Share of reservations, of circuits, and of circuits to one peer that peers of one invitation have together: its holder makes as many ids as he
+#: likes. Not less than three quarters, since a laboratory may run fifty machines under one invitation, and many a network has no other; the
+#: rest, 8 reservations, 16 circuits and 4 to each peer, is always left to others.
+RELAY_INVITATION_SHARE = 0.75
 #: What passes a circuit in each direction: enough for tasks and results, too little to make a relay a way to move data sets.
 RELAY_BYTES_PER_SECOND = 1 << 20
 #: What may pass at once after a pause: a quarter of a second's worth, so that a handshake and small messages never wait.

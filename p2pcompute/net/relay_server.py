@@ -17,7 +17,7 @@ from p2pcompute.model.errors import BusyError, LinkClosedError, P2PComputeError,
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.seams import Clock
 from p2pcompute.net.link import Link
-from p2pcompute.net.relay_book import Metered, RateBucket, RelayBook, RelaySettings
+from p2pcompute.net.relay_book import Metered, Party, RateBucket, RelayBook, RelaySettings
 from p2pcompute.net.relay_door import RelayDoor
 from p2pcompute.net.relay_legs import Circuits
 from p2pcompute.wire.reaching import (
@@ -105,7 +105,7 @@ class RelayServer:
             return
         try:
             self._check(link)
-            lifetime_s = self._book.reserve(link.peer, message.lifetime_s, self._clock.monotonic())
+            lifetime_s = self._book.reserve(_party(link), message.lifetime_s, self._clock.monotonic())
         except (BusyError, LinkClosedError) as error:
             self._legs.say(link, RelayReserved(0, refused=str(error)[:1024]))
             return
@@ -125,7 +125,7 @@ class RelayServer:
                 raise LinkClosedError(
                     f"{short_peer_id(target)} is not linked to this relay: ask one that its record names"
                 )
-            self._book.open(link.peer, target, self._clock.monotonic())
+            self._book.open(_party(link), target, self._clock.monotonic())
         except (BusyError, LinkClosedError) as error:
             reason = BUSY if isinstance(error, BusyError) else REFUSED
             self._legs.say(link, CircuitClosed(message.circuit, reason, str(error)[:1024]))
@@ -179,7 +179,7 @@ class RelayServer:
         """A circuit has ended."""
         if circuit in self._circuits:
             del self._circuits[circuit]
-            self._book.close(circuit.asker.peer, circuit.target.peer)
+            self._book.close(circuit.asker.party, circuit.target.peer)
 
     def check_invariants(self) -> None:
         """For tests."""
@@ -250,6 +250,7 @@ class _Leg:
         self._circuit = circuit
         #: The link to this side, and whose it is.
         self.link = link
+        self.party = _party(link)
         self.peer = link.peer
         #: Its number on that link; 0 before it has one.
         self.number = 0
@@ -392,3 +393,8 @@ class _Leg:
     def _room(self) -> None:
         self._waits_for_room = False
         self.pump()
+
+
+def _party(link: Link) -> Party:
+    """Who the other side of `link` is, as the book counts it."""
+    return Party(link.peer, link.admission.invitation)

@@ -101,7 +101,7 @@ class FakeIdentity:
     def admit(self, leaf_der: bytes, hello: Hello, expected: PeerId | None) -> FakeAdmission:
         if leaf_der in self.refuses:
             raise AdmissionError(AdmissionReason.REVOKED, "the owner revoked it")
-        return FakeAdmission(PeerId(leaf_der))
+        return FakeAdmission(PeerId(leaf_der), invitation=leaf_der)
 
     def tls_error(self, error: Exception, dialled: bool) -> P2PComputeError:
         return LinkClosedError(str(error))

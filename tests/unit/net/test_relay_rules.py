@@ -37,7 +37,7 @@ from p2pcompute.wire.reaching import (
     RelayReserved,
 )
 from tests.support.samples import sample_of
-from tests.unit.net.link_help import FakeIdentity, Side, fake_identities, sides, until
+from tests.unit.net.link_help import FakeAdmission, FakeIdentity, Side, fake_identities, sides, until
 from tests.unit.net.relay_help import FAST, dial_via, relayed, serve, server, want
 
 WINDOW = limits.CIRCUIT_WINDOW_BYTES
@@ -104,6 +104,29 @@ def test_the_33rd_reservation_is_refused_in_words() -> None:
             await others[5].hub.stop()
             await until(lambda: len(server(middle).reserved) == 31)
             await others[32].hub.reaching.ends.reserve(middle.peer)
+
+    asyncio.run(main())
+
+
+def test_ids_minted_from_one_invitation_leave_room_for_others() -> None:
+    async def main() -> None:
+        relay = replace(FAST, reservations_max=4, circuits_max=8, circuits_per_asker_max=2)
+        async with relayed(tls=False, more=6, relay=relay) as made:
+            middle, two, evil, honest = made[1], made[2], made[3:8], made[8]
+            for each in evil:
+                middle.link_to(each)._admission = FakeAdmission(each.peer, invitation=b"one token")
+            # Of four reservations three, with the honest one that there is already.
+            results = [await _raised(each.hub.reaching.ends.reserve(middle.peer)) for each in evil]
+            assert [result is None for result in results] == [True] * 3 + [False] * 2
+            legs = [Probe(each, each.link_to(middle)) for each in evil for _ in range(2)]
+            for leg in legs:
+                leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
+            await until(lambda: all(leg.ended or leg.grants for leg in legs))
+            assert sum(bool(leg.grants) for leg in legs) == 6
+            assert {leg.ended[0][1] for leg in legs if leg.ended} == {
+                "peers of your invitation have 6 circuits here already: try another relay"
+            }
+            await dial_via(honest, middle, two)
 
     asyncio.run(main())
 
