@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -100,6 +101,8 @@ class Link:
         self._carrier: Carrier | None = None
         self._admission: Admission | None = None
         self._hello: Hello | None = None
+        #: When the other side's membership ends, seconds since 1970, as its certificate and renewals that were heard of since say.
+        self.expires_wall = math.inf
         self.version = 0
         self.opened_at = clock.monotonic()
         #: When anything last arrived, `monotonic` seconds.
@@ -354,6 +357,7 @@ class Link:
         """The hub has admitted the other side."""
         self._enter(LinkState.ADMITTED)
         self._admission, self._hello, self.version = admission, hello, version
+        self.expires_wall = admission.expires_wall
         # Now, for what follows may lie in the buffer already when the link comes up.
         self._reader.payload_bytes_max = limits.FRAME_BYTES_MAX
 

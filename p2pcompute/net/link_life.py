@@ -47,6 +47,12 @@ RELAYED = "relayed"
 REVERSED = "reversed"
 
 
+#: What a peer is told whose certificate was good when it came, and is not any more.
+MEMBERSHIP_ENDED = (
+    "its membership has ended meanwhile: ask the network's owner to renew the invitation, or set the clock"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How two peers meet of whom one cannot dial the other: `path` is RELAYED or REVERSED, `via` the peer that helps or helped."""

@@ -30,7 +30,7 @@ from p2pcompute.net.gate import Gate, counted_as
 from p2pcompute.net.half_open import HalfOpen
 from p2pcompute.net.link import CLOSE_TIMEOUT_S, Link
 from p2pcompute.net.link_choice import Rival, Verdict, least_useful, verdict, worth_proposing
-from p2pcompute.net.link_life import RELAYED, Admission, LinkSettings, LinkState, Route
+from p2pcompute.net.link_life import MEMBERSHIP_ENDED, RELAYED, Admission, LinkSettings, LinkState, Route
 from p2pcompute.net.link_loss import DUPLICATE, IDLE, PROBE, loss_reason
 from p2pcompute.net.relay import Reaching
 from p2pcompute.net.relay_book import RelaySettings
@@ -165,13 +165,15 @@ class LinkHub:
             self.beat()
 
     def beat(self) -> None:
-        """Ping the links whose turn it is, end those that are silent, or said goodbye and are there yet."""
-        now = self._clock.monotonic()
+        """Ping the links whose turn it is; end those that are silent, whose peer's membership has ended, or that said goodbye and are there yet."""
+        now, now_wall = self._clock.monotonic(), self._clock.wall()
         for link in list(self._links.values()):
             silent_s = now - link.heard_at
             if silent_s > self._settings.silence_max_s:
                 link.failure = LinkClosedError(f"nothing was heard from {link.named()} for {silent_s:.0f} s")
                 link.abort()
+            elif now_wall >= link.expires_wall:
+                link.fail(AdmissionError(AdmissionReason.EXPIRED, MEMBERSHIP_ENDED, link.named()))
             elif now - link.pinged_at >= self._settings.heartbeat_interval_s:
                 link.ping()
         for link in list(self._open):

@@ -16,7 +16,6 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, LinkClosedError
 from p2pcompute.model.ids import PeerId, short_peer_id
 
-
 K = TypeVar("K")
 
 

@@ -62,6 +62,17 @@ class Later:
         return self.clock.wall() + self.ahead_s
 
 
+class Wall:
+    """A clock whose wall says what the test wants."""
+
+    def __init__(self, clock: Clock, now_wall: float) -> None:
+        self.monotonic = clock.monotonic
+        self.now_wall = now_wall
+
+    def wall(self) -> float:
+        return self.now_wall
+
+
 class Dice:
     """Entropy with a seed."""
 

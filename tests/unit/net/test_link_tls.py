@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import socket
 import ssl
@@ -29,7 +30,7 @@ from p2pcompute.net.stream_carrier import TlsTransport
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.framing import FrameType, frame_header
 from p2pcompute.wire.messages import BlobWant, EchoWant, Goodbye, Grant, Message
-from tests.unit.net.link_help import Dice, Side, TlsIdentity, sides, tls_identities, until
+from tests.unit.net.link_help import Dice, Side, TlsIdentity, Wall, sides, tls_identities, until
 
 SHORT = LinkSettings(handshake_timeout_s=0.4)
 
@@ -158,6 +159,28 @@ def test_random_bytes_at_the_port_harm_only_their_connection() -> None:
             await until(lambda: len(two.events.refusals) == 4)
             link.send(Grant(1))
             await until(lambda: two.events.messages)
+
+    asyncio.run(main())
+
+
+def test_a_link_ends_with_the_membership_of_its_peer() -> None:
+    async def main() -> None:
+        async with sides(tls_identities(2)) as (one, two):
+            link = await one.hub.dial(two.address, two.peer)
+            await until(lambda: two.hub.link(one.peer) is not None)
+            back = two.link_to(one)
+            assert back.expires_wall == back.admission.expires_wall < math.inf
+            two.hub._clock = Wall(two.hub._clock, back.expires_wall - 1)
+            two.hub.beat()
+            assert not back.closed
+            two.hub._clock = Wall(two.hub._clock, back.expires_wall)
+            two.hub.beat()
+            await until(lambda: one.events.down and two.events.down)
+            for error in (one.events.down[0][1], two.events.down[0][1]):
+                assert isinstance(error, AdmissionError)
+                assert error.reason is AdmissionReason.EXPIRED
+                assert "its membership has ended meanwhile" in str(error)
+            assert link.closed
 
     asyncio.run(main())
 
