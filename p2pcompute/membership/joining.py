@@ -303,10 +303,7 @@ class JoiningMachine:
         if idle and self._linked:
             # It would only be closed again, in another's place. Whoever has no other link dials all the same.
             rest_until = now + self._settings.idle_rest_s * self._rng.uniform(0.75, 1.25)
-            for candidate in target.candidates.values():
-                candidate.next_at = max(candidate.next_at, rest_until)
-            if row is not None:
-                row.next_at = max(row.next_at, rest_until)
+            target.rest(rest_until)
         self._place(target)
         self._table.prune(target)
 

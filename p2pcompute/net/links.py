@@ -172,7 +172,7 @@ class LinkHub:
             if silent_s > self._settings.silence_max_s:
                 link.failure = LinkClosedError(f"nothing was heard from {link.named()} for {silent_s:.0f} s")
                 link.abort()
-            elif now_wall >= link.expires_wall:
+            elif now_wall > link.expires_wall:
                 link.fail(AdmissionError(AdmissionReason.EXPIRED, MEMBERSHIP_ENDED, link.named()))
             elif now - link.pinged_at >= self._settings.heartbeat_interval_s:
                 link.ping()

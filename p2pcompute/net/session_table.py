@@ -211,10 +211,6 @@ class SessionTable:
             if ended:
                 self.remove(session)
 
-    def no_members(self, now_wall: float) -> list[Entry]:
-        """Those whose certificate, as they showed it last, has ended by `now_wall` (seconds since 1970)."""
-        return [entry for entry in self.peers.values() if entry.best.shown.admission.expires_wall <= now_wall]
-
     def check_invariants(self) -> None:
         """Raise AssertionError where the tables disagree. For tests."""
         usable = [session for entry in self.peers.values() for session in entry.sessions]

@@ -17,15 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import (
-    AdmissionError,
-    AdmissionReason,
-    BusyError,
-    LinkClosedError,
-    PeerError,
-    UsageError,
-)
-from p2pcompute.model.ids import PeerId, short_peer_id
+from p2pcompute.model.errors import BusyError, LinkClosedError, PeerError, UsageError
+from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Entropy
 from p2pcompute.net.attempts import Attempts, Timers
@@ -33,7 +26,6 @@ from p2pcompute.net.cookies import Cookies
 from p2pcompute.net.datagram_rates import DatagramRates
 from p2pcompute.net.gate import Gate
 from p2pcompute.net.handshakes import Attempt, Handshaker, Stage
-from p2pcompute.net.link_life import MEMBERSHIP_ENDED
 from p2pcompute.net.refusals import Refusals
 from p2pcompute.net.session_addresses import can_be_sent_to
 from p2pcompute.net.session_events import (
@@ -481,12 +473,7 @@ class Sessions:
                 effects += self._drop_refused(entry, now) or ()
         if self._sweep_at is not None and now >= self._sweep_at:
             self.table.expire(now)
-            for entry in self.table.no_members(now_wall):
-                address, whom = entry.best.address, f"peer {short_peer_id(entry.peer)}"
-                self.drop(entry.peer)
-                effects += self._refuse(
-                    Why.ADMISSION, address, AdmissionError(AdmissionReason.EXPIRED, MEMBERSHIP_ENDED, whom), now
-                )
+            self._judge.doubt_ended(now, now_wall)
             self._sweep_at = now + self._settings.sweep_s if self.table.by_index else None
         return effects
 

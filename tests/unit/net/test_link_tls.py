@@ -170,10 +170,10 @@ def test_a_link_ends_with_the_membership_of_its_peer() -> None:
             await until(lambda: two.hub.link(one.peer) is not None)
             back = two.link_to(one)
             assert back.expires_wall == back.admission.expires_wall < math.inf
-            two.hub._clock = Wall(two.hub._clock, back.expires_wall - 1)
+            two.hub._clock = Wall(two.hub._clock, back.expires_wall)
             two.hub.beat()
             assert not back.closed
-            two.hub._clock = Wall(two.hub._clock, back.expires_wall)
+            two.hub._clock = Wall(two.hub._clock, back.expires_wall + 1)
             two.hub.beat()
             await until(lambda: one.events.down and two.events.down)
             for error in (one.events.down[0][1], two.events.down[0][1]):

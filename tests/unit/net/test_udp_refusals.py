@@ -206,11 +206,11 @@ def test_sessions_end_with_the_membership_of_their_peer() -> None:
     joined(net, anna, carl)
     info = anna.sessions.session(bert.peer)
     assert info is not None
-    anna.identity.wall = info.admission.expires_wall - 1
+    anna.identity.wall = info.admission.expires_wall
     net.say(bert, anna, b"still")
     net.run(10.0)
     assert anna.payloads[-1:] == [b"still"]
-    anna.identity.wall = info.admission.expires_wall
+    anna.identity.wall = info.admission.expires_wall + 1
     net.run(10.0)
     assert anna.sessions.session(bert.peer) is None
     assert anna.sessions.session(carl.peer) is not None
