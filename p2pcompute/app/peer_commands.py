@@ -68,6 +68,11 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
 @click.option(
     "--map-ports/--no-map-ports", default=None, help="Ask the router to forward a port if needed (default: yes)."
 )
+@click.option(
+    "--relay/--no-relay",
+    default=None,
+    help="Relay for peers that nobody can dial, where this one can be (default: yes).",
+)
 @click.option("--timing", metavar="NAME", help="Pace of gossip: auto, lan, wan or test (auto).")
 @click.option("--label", "labels", metavar="TEXT", multiple=True, help="Label of this peer; may be repeated.")
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")

@@ -175,7 +175,8 @@ def _path(row: Row) -> str:
 def _reach(row: Row) -> str:
     reach, relays = row.get("reach"), row.get("relays") or []
     through = f", relays {', '.join(str(relay['name']) for relay in relays)}" if relays else ""
-    return f"{reach or '-'}{through}"
+    refuses = ", no relay of others" if row.get("may_relay") is False else ""
+    return f"{reach or '-'}{through}{refuses}"
 
 
 def _state(row: Row) -> str:

@@ -12,6 +12,7 @@ expected there, or None where a person named an address and whoever answers will
   never dialled again.
 - The addresses of one peer are tried nearest first, the next one 300 ms later or as soon as the one before failed
   (RFC 8305's idea), until one links. When all have failed, the relays that its record names are.
+- A peer that closed a link to make room for others is left alone for some minutes, unless somebody needs it or no other link is up.
 - What a person or an earlier run named is never given up. A LAN hint lasts as long as beacons repeat it, a record's
   address as long as the record.
 - Of two peers that learn of each other at the same time the one with the higher id waits up to 300 ms: fewer
@@ -123,8 +124,8 @@ class JoiningMachine:
                 self._end_dial(event, now)
             case LinkUp():
                 self._link_up(event, now)
-            case LinkDown(peer):
-                self._link_down(peer, now)
+            case LinkDown(peer, idle):
+                self._link_down(peer, idle, now)
             case LinkWanted(peer):
                 self._want(peer, now)
             case DirectPromised(peer):
@@ -277,7 +278,7 @@ class JoiningMachine:
             self._place(before)
         self._place(target)
 
-    def _link_down(self, peer: PeerId, now: float) -> None:
+    def _link_down(self, peer: PeerId, idle: bool, now: float) -> None:
         since = self._linked.pop(peer, None)
         if since is None:
             return
@@ -299,6 +300,10 @@ class JoiningMachine:
             base_s, cap_s = self._settings.backoff_base_s, self._settings.backoff_cap_s
             wait_s = backoff_s(row.failures, base_s, cap_s, self._rng)
             row.next_at = now + (self._rng.uniform(0.0, self._settings.redial_max_s) if was_good else wait_s)
+        if idle and self._linked:
+            # It would only be closed again, in another's place. Whoever has no other link dials all the same.
+            rest_until = now + self._settings.idle_rest_s * self._rng.uniform(0.75, 1.25)
+            target.rest(rest_until)
         self._place(target)
         self._table.prune(target)
 

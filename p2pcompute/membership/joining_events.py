@@ -56,6 +56,8 @@ class JoiningSettings:
     stable_s: float = 30.0
     #: A lost good link is dialled again within so many seconds.
     redial_max_s: float = 1.0
+    #: A link that made room for others at its other side is not dialled again for so many seconds, unless it is wanted; varied by a quarter.
+    idle_rest_s: float = 300.0
     #: A dial whose end is never told counts as failed after so many seconds.
     dial_lost_s: float = limits.DIAL_TIMEOUT_S + limits.HANDSHAKE_TIMEOUT_S + 5.0
     #: A LAN hint that no beacon repeats is good for so many seconds.
@@ -127,9 +129,10 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The link to `peer` is gone, and no other to it is left."""
+    """The link to `peer` is gone, and no other to it is left. `idle`: the other side closed it to make room for others."""
 
     peer: PeerId
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,13 @@ class Target:
                 continue
             yield candidate
 
+    def rest(self, until: float) -> None:
+        """No way to it is tried before `until`, unless something shortens the wait."""
+        for candidate in self.candidates.values():
+            candidate.next_at = max(candidate.next_at, until)
+        if self.row is not None:
+            self.row.next_at = max(self.row.next_at, until)
+
     def next_at(self) -> float | None:
         """When a way to it may be tried next, None where there is none."""
         moments = [candidate.next_at for candidate in self.usable()]

@@ -19,11 +19,17 @@ BULK_BUFFER_BYTES = 512 * 1024
 HEARTBEAT_INTERVAL_S = 20.0
 #: A link on which nothing arrived for so long is dead: two heartbeats and a round trip.
 LINK_SILENCE_MAX_S = 45.0
+#: A link that has said goodbye, or heard it, for so long hangs: its carrier should have hung up within two seconds.
+LINK_LEAVING_MAX_S = 5.0
 #: TLS handshake and Hello together; a slow satellite link needs 3 s.
 HANDSHAKE_TIMEOUT_S = 10.0
 #: Half-open handshakes at a time, and new ones a second from one address: a flood costs this much and no more.
 HALF_OPEN_MAX = 64
 HANDSHAKES_PER_SECOND_PER_ADDRESS = 10
+#: Half-open connections of one address, on this site ten times as many: what it may begin in a second, less than a handshake may last,
+#: so that nobody fills the table alone. Through one relay as many as it may join to one peer: of two relays one may lie.
+HALF_OPEN_PER_ADDRESS_MAX = 8
+HALF_OPEN_PER_RELAY_MAX = 16
 #: Links kept open; a few dozen carry gossip and jobs, further peers are dialled on demand.
 LINKS_MAX = 48
 #: A link that has been up for so long and is still of no use may be closed where there are too many: gossip has had its turns.
@@ -276,12 +282,18 @@ RELAY_CIRCUITS_PER_TARGET_MAX = 16
 RELAY_CIRCUITS_PER_ASKER_MAX = 8
 #: Circuits that one asker may begin in a second, after as many at once as it may have: who opens and closes only troubles targets.
 RELAY_OPENS_PER_SECOND_PER_ASKER = 2
+#: Share of reservations, of circuits, and of circuits to one peer that peers of one invitation have together: its holder makes as many ids as he
+#: likes. Not less than three quarters, since a laboratory may run fifty machines under one invitation, and many a network has no other; the
+#: rest, 8 reservations, 16 circuits and 4 to each peer, is always left to others.
+RELAY_INVITATION_SHARE = 0.75
 #: What passes a circuit in each direction: enough for tasks and results, too little to make a relay a way to move data sets.
 RELAY_BYTES_PER_SECOND = 1 << 20
 #: What may pass at once after a pause: a quarter of a second's worth, so that a handshake and small messages never wait.
 RELAY_BURST_BYTES = 256 * 1024
 #: Bytes in one message of a circuit: two TLS records, 30 ms at the rate of a circuit, which is what others may have to wait.
 CIRCUIT_DATA_BYTES_MAX = 32 * 1024
+#: A message counts for at least so much at a relay's rate: its frame, its seal and its turn cost as much as these bytes, however little is in it.
+CIRCUIT_DATA_COUNTED_BYTES_MIN = 256
 #: What a relay, and an end, takes on a circuit before it grants more: the rate of a circuit times a round trip of 250 ms.
 CIRCUIT_WINDOW_BYTES = 256 * 1024
 #: The largest grant that is believed: room for later versions with faster circuits.

@@ -24,7 +24,7 @@ class Gate:
 
     def admits(self, host: str, now: float) -> bool:
         """Whether a handshake from `host` may begin at `now` (seconds, any zero); counts it."""
-        key, is_private = _counted_as(host)
+        key, is_private = counted_as(host)
         rate = self._per_second * (self._private_factor if is_private else 1)
         level, since = self._buckets.pop(key, (rate, now))
         level = min(rate, level + (now - since) * rate)
@@ -35,8 +35,8 @@ class Gate:
         return admitted
 
 
-def _counted_as(host: str) -> tuple[str, bool]:
-    """The name of the bucket of `host`, and whether it is of this site."""
+def counted_as(host: str) -> tuple[str, bool]:
+    """Under which name `host` is counted, and whether it is of this site."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -95,9 +96,13 @@ class Link:
         #: Who wants to be told once when bulk may be written.
         self._room_wanted: list[Callable[[], None]] = []
         self.state = LinkState.GREETING
+        #: When one of the sides said goodbye, `monotonic` seconds; None before.
+        self.left_at: float | None = None
         self._carrier: Carrier | None = None
         self._admission: Admission | None = None
         self._hello: Hello | None = None
+        #: When the other side's membership ends, seconds since 1970, as its certificate and renewals that were heard of since say.
+        self.expires_wall = math.inf
         self.version = 0
         self.opened_at = clock.monotonic()
         #: When anything last arrived, `monotonic` seconds.
@@ -123,6 +128,8 @@ class Link:
         self._own_hello: Hello | None = None
         self._used = False
         self._aborted = False
+        #: Hangs up what has no carrier yet.
+        self._hang_up: Callable[[], None] | None = None
         #: Why the link ends, once that is known.
         self.failure: P2PComputeError | None = None
         #: Set when the carrier is gone.
@@ -217,6 +224,8 @@ class Link:
     def _enter(self, state: LinkState) -> None:
         assert state in NEXT_STATES[self.state], f"a link that is {self.state.value} cannot become {state.value}"
         self.state = state
+        if state is LinkState.LEAVING:
+            self.left_at = self._clock.monotonic()
 
     # --- sending --------------------------------------------------------------------------------------------------------
 
@@ -327,9 +336,16 @@ class Link:
 
     # --- the carrier's side ---------------------------------------------------------------------------------------------
 
+    def connecting(self, hang_up: Callable[[], None]) -> None:
+        """What is to carry this link is not through yet: until it is attached `abort` calls `hang_up`."""
+        self._hang_up = hang_up
+        if self._aborted:
+            hang_up()
+
     def attach(self, carrier: Carrier, hello: Hello) -> None:
         """The carrier is connected. The accepter greets at once, the dialler (with `hello`) when it has seen with whom it speaks."""
         self._carrier = carrier
+        self._hang_up = None
         self._own_hello = hello
         if self._aborted:
             carrier.abort()
@@ -341,6 +357,7 @@ class Link:
         """The hub has admitted the other side."""
         self._enter(LinkState.ADMITTED)
         self._admission, self._hello, self.version = admission, hello, version
+        self.expires_wall = admission.expires_wall
         # Now, for what follows may lie in the buffer already when the link comes up.
         self._reader.payload_bytes_max = limits.FRAME_BYTES_MAX
 
@@ -502,6 +519,8 @@ class Link:
         self._aborted = True
         if self._carrier is not None:
             self._carrier.abort()
+        elif self._hang_up is not None:
+            self._hang_up()
 
 
 #: Messages that serve the link itself, once it is up.

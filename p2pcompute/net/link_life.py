@@ -27,8 +27,11 @@ class LinkSettings:
     #: Links beyond this are closed one by one when they are idle and have been up for `idle_after_s` seconds.
     links_kept: int = limits.LINKS_MAX
     idle_after_s: float = limits.LINK_IDLE_AFTER_S
-    #: Half-open handshakes at a time.
+    #: Half-open handshakes at a time, at this peer's port and through relays each.
     half_open_max: int = limits.HALF_OPEN_MAX
+    #: Of them, through one relay, and of one address; private addresses get `private_factor` times as many.
+    half_open_per_relay: int = limits.HALF_OPEN_PER_RELAY_MAX
+    half_open_per_address: int = limits.HALF_OPEN_PER_ADDRESS_MAX
     #: New handshakes a second from one address; private addresses get `private_factor` times as many.
     handshakes_per_second: int = limits.HANDSHAKES_PER_SECOND_PER_ADDRESS
     private_factor: int = 10
@@ -42,6 +45,12 @@ class LinkSettings:
 #: What `Link.path` says of a link that runs through a relay, and of one that the other side dialled because it was asked to.
 RELAYED = "relayed"
 REVERSED = "reversed"
+
+
+#: What a peer is told whose certificate was good when it came, and is not any more.
+MEMBERSHIP_ENDED = (
+    "its membership has ended meanwhile: ask the network's owner to renew the invitation, or set the clock"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,11 @@ from p2pcompute.model.errors import (
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Clock, Rng
-from p2pcompute.net.gate import Gate
+from p2pcompute.net.gate import Gate, counted_as
+from p2pcompute.net.half_open import HalfOpen
 from p2pcompute.net.link import CLOSE_TIMEOUT_S, Link
 from p2pcompute.net.link_choice import Rival, Verdict, least_useful, verdict, worth_proposing
-from p2pcompute.net.link_life import RELAYED, Admission, LinkSettings, LinkState, Route
+from p2pcompute.net.link_life import MEMBERSHIP_ENDED, RELAYED, Admission, LinkSettings, LinkState, Route
 from p2pcompute.net.link_loss import DUPLICATE, IDLE, PROBE, loss_reason
 from p2pcompute.net.relay import Reaching
 from p2pcompute.net.relay_book import RelaySettings
@@ -116,8 +117,10 @@ class LinkHub:
         self._proposed: dict[PeerId, Link] = {}
         #: Further connections that this side dialled to such a peer; they wait for that answer.
         self._queued: dict[PeerId, list[Link]] = {}
-        #: Connections that the other side dialled and that are no links yet.
-        self._half_open: dict[Link, None] = {}
+        #: Connections that the other side dialled and that are no links yet: those at this port, by address, and those through relays,
+        #: by relay. Apart, so that no relay stands in the way of those who can dial.
+        self._half_open: HalfOpen[Link] = HalfOpen(self._settings.half_open_max)
+        self._half_open_relayed: HalfOpen[Link] = HalfOpen(self._settings.half_open_max)
         #: Connections that only ask who is there.
         self._probes: dict[Link, None] = {}
         #: The other side's proposals that wait until this side's own is answered, by peer.
@@ -162,15 +165,21 @@ class LinkHub:
             self.beat()
 
     def beat(self) -> None:
-        """Ping the links whose turn it is, end those that are silent."""
-        now = self._clock.monotonic()
+        """Ping the links whose turn it is; end those that are silent, whose peer's membership has ended, or that said goodbye and are there yet."""
+        now, now_wall = self._clock.monotonic(), self._clock.wall()
         for link in list(self._links.values()):
             silent_s = now - link.heard_at
             if silent_s > self._settings.silence_max_s:
                 link.failure = LinkClosedError(f"nothing was heard from {link.named()} for {silent_s:.0f} s")
                 link.abort()
+            elif now_wall > link.expires_wall:
+                link.fail(AdmissionError(AdmissionReason.EXPIRED, MEMBERSHIP_ENDED, link.named()))
             elif now - link.pinged_at >= self._settings.heartbeat_interval_s:
                 link.ping()
+        for link in list(self._open):
+            # Replaced ones too: whoever dials again and again would else pile up what it never takes.
+            if link.left_at is not None and now - link.left_at > limits.LINK_LEAVING_MAX_S:
+                link.abort()
         self.reaching.beat(now)
         if self._open_links() > self._settings.links_kept:
             self._close_least_useful(now - self._settings.idle_after_s)
@@ -293,29 +302,37 @@ class LinkHub:
     # --- accepting ------------------------------------------------------------------------------------------------------
 
     def _accept(self, remote: Address) -> Link | None:
-        if self._stopping or len(self._half_open) >= self._settings.half_open_max:
+        source, is_private = counted_as(remote.host)
+        share = self._settings.half_open_per_address * (self._settings.private_factor if is_private else 1)
+        if self._stopping or self._half_open.count(source) >= share:
             return None
         if not self._gate.admits(remote.host, self._clock.monotonic()):
             return None
-        return self._accepted(Link(self, self._clock, dialled=False))
+        return self._accepted(Link(self, self._clock, dialled=False), self._half_open, source)
 
     def offered(self, source: PeerId, route: Route) -> Link | None:
         """A link for a circuit that `source` is said to want, or None where it is not wanted now: the limits of other connections hold.
 
         Who it really is shows as everywhere; another than `source` is refused. Handshakes are counted for the relay, which could invent sources.
         """
-        if self._stopping or len(self._half_open) >= self._settings.half_open_max:
+        relay = f"relay {short_peer_id(route.via)}"
+        if self._stopping or self._half_open_relayed.count(relay) >= self._settings.half_open_per_relay:
             return None
-        if not self._gate.admits(f"relay {short_peer_id(route.via)}", self._clock.monotonic()):
+        if not self._gate.admits(relay, self._clock.monotonic()):
             return None
-        return self._accepted(Link(self, self._clock, dialled=False, expected=source, route=route))
+        link = Link(self, self._clock, dialled=False, expected=source, route=route)
+        return self._accepted(link, self._half_open_relayed, relay)
 
-    def _accepted(self, link: Link) -> Link:
-        self._open[link] = self._half_open[link] = None
-        self._spawn("handshake", self._watch_handshake(link))
+    def _accepted(self, link: Link, table: HalfOpen[Link], source: str) -> Link:
+        self._open[link] = None
+        displaced = table.add(link, source)
+        if displaced is not None:
+            displaced.failure = BusyError("had not greeted yet when others wanted its place")
+            displaced.abort()
+        self._spawn("handshake", self._watch_handshake(link, table))
         return link
 
-    async def _watch_handshake(self, link: Link) -> None:
+    async def _watch_handshake(self, link: Link, table: HalfOpen[Link]) -> None:
         """A connection that does not become a link in time is closed, however busily it dawdles."""
         try:
             async with asyncio.timeout(self._settings.handshake_timeout_s):
@@ -324,7 +341,11 @@ class LinkHub:
             link.failure = LinkClosedError("did not greet in time")
             link.abort()
         finally:
-            self._half_open.pop(link, None)
+            table.drop(link)
+
+    def _is_half_open_no_more(self, link: Link) -> None:
+        self._half_open.drop(link)
+        self._half_open_relayed.drop(link)
 
     # --- what relays, dial-backs and reversed dials ask -----------------------------------------------------------------
 
@@ -452,7 +473,7 @@ class LinkHub:
         self._links[peer] = link
         self._order()
         link.raise_up()
-        self._half_open.pop(link, None)
+        self._is_half_open_no_more(link)
         self._events.link_up(link)
         if not link.closed and link.rtt_s is None:
             link.ping()
@@ -495,7 +516,7 @@ class LinkHub:
     def lost(self, link: Link, error: Exception | None) -> None:
         """A carrier is gone."""
         self._open.pop(link, None)
-        self._half_open.pop(link, None)
+        self._is_half_open_no_more(link)
         reason = loss_reason(link, error, self._identity.tls_error)
         was_up = link.admitted and self._links.get(link.peer) is link
         if was_up:

@@ -1,18 +1,22 @@
 """The books of a relay: who has a reservation, how many circuits there are for whom, what they may and did move.
 
 Rules: a reservation lasts an hour and is renewed by asking again; a full book refuses newcomers and renews those it has; circuits are counted
-for the relay, for each target and for each asker, so that one asker cannot take all there is. Pure: takes `now`, in seconds from any zero.
+for the relay, for each target and for each asker, so that one asker cannot take all there is. Whoever holds an invitation can be any number of
+peers: those of one invitation have a share of each of these together, and never all. Pure: takes `now`, in seconds from any zero.
 Refuses to know: links, frames, tasks (`relay_server.py`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from typing import TypeVar
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, LinkClosedError
 from p2pcompute.model.ids import PeerId, short_peer_id
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class RelaySettings:
     circuits_per_asker_max: int = limits.RELAY_CIRCUITS_PER_ASKER_MAX
     #: Circuits that one asker may begin in a second, after `circuits_per_asker_max` at once.
     opens_per_second: float = limits.RELAY_OPENS_PER_SECOND_PER_ASKER
+    #: Of reservations, of circuits, and of those to one target, what peers of one invitation may have together, 0 to 1.
+    invitation_share: float = limits.RELAY_INVITATION_SHARE
     #: Bytes a second that pass a circuit in each direction, and bytes that may pass at once after a pause.
     bytes_per_second: int = limits.RELAY_BYTES_PER_SECOND
     burst_bytes: int = limits.RELAY_BURST_BYTES
@@ -40,6 +46,10 @@ class RelaySettings:
     answer_timeout_s: float = limits.CIRCUIT_ANSWER_TIMEOUT_S
     drain_s: float = limits.CIRCUIT_DRAIN_S
 
+    def share_of(self, count: int) -> int:
+        """What peers of one invitation may have of `count` places; at least one."""
+        return max(1, int(count * self.invitation_share))
+
 
 @dataclass(slots=True)
 class Metered:
@@ -48,6 +58,14 @@ class Metered:
     sent_bytes: int = 0
     received_bytes: int = 0
     circuits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """An end of a circuit, or a holder of a reservation: a peer, and the invitation by which it came."""
+
+    peer: PeerId
+    invitation: bytes
 
 
 class RateBucket:
@@ -85,12 +103,14 @@ class RelayBook:
     def __init__(self, settings: RelaySettings) -> None:
         #: What is given.
         self._settings = settings
-        #: When each reservation ends; at most `reservations_max` of them.
-        self._reserved: dict[PeerId, float] = {}
-        #: Open circuits by target and by asker; a peer without one does not stand there.
-        self._to: dict[PeerId, int] = {}
-        self._by: dict[PeerId, int] = {}
-        #: Circuits open altogether: the sum of `_to`, and of `_by`.
+        #: When each reservation ends, and the invitation of its holder; at most `reservations_max` of them.
+        self._reserved: dict[PeerId, tuple[float, bytes]] = {}
+        #: Open circuits by target, by asker, by the asker's invitation, and by that and target; who has none does not stand there.
+        self._to: Counter[PeerId] = Counter()
+        self._by: Counter[PeerId] = Counter()
+        self._by_invitation: Counter[bytes] = Counter()
+        self._by_invitation_to: Counter[tuple[bytes, PeerId]] = Counter()
+        #: Circuits open altogether: the sum of each of these.
         self.circuits = 0
         #: How often each asker may begin another, longest quiet first; bounded.
         self._opens: OrderedDict[PeerId, RateBucket] = OrderedDict()
@@ -99,15 +119,20 @@ class RelayBook:
 
     # --- reservations ---------------------------------------------------------------------------------------------------
 
-    def reserve(self, peer: PeerId, wanted_s: float, now: float) -> float:
-        """Reserve for `peer`, or renew; for how many seconds. Raises BusyError when there are too many."""
+    def reserve(self, party: Party, wanted_s: float, now: float) -> float:
+        """Reserve for `party`, or renew; for how many seconds. Raises BusyError when there are too many."""
         self.expire(now)
-        if peer not in self._reserved and len(self._reserved) >= self._settings.reservations_max:
-            raise BusyError(
-                f"this relay keeps {self._settings.reservations_max} peers reachable already: ask another one"
-            )
-        lifetime_s = min(wanted_s, self._settings.reservation_s)
-        self._reserved[peer] = now + lifetime_s
+        settings = self._settings
+        if party.peer not in self._reserved:
+            if len(self._reserved) >= settings.reservations_max:
+                raise BusyError(
+                    f"this relay keeps {settings.reservations_max} peers reachable already: ask another one"
+                )
+            share = settings.share_of(settings.reservations_max)
+            if sum(invitation == party.invitation for _, invitation in self._reserved.values()) >= share:
+                raise BusyError(f"this relay keeps {share} peers of your invitation reachable already: ask another one")
+        lifetime_s = min(wanted_s, settings.reservation_s)
+        self._reserved[party.peer] = (now + lifetime_s, party.invitation)
         return lifetime_s
 
     def release(self, peer: PeerId) -> None:
@@ -116,11 +141,12 @@ class RelayBook:
 
     def is_reserved(self, peer: PeerId, now: float) -> bool:
         """Whether `peer` may be reached through this relay."""
-        return self._reserved.get(peer, 0.0) > now
+        until, _ = self._reserved.get(peer, (0.0, b""))
+        return until > now
 
     def expire(self, now: float) -> None:
         """Forget what has ended."""
-        for peer in [peer for peer, until in self._reserved.items() if until <= now]:
+        for peer in [peer for peer, (until, _) in self._reserved.items() if until <= now]:
             del self._reserved[peer]
 
     @property
@@ -130,24 +156,34 @@ class RelayBook:
 
     # --- circuits -------------------------------------------------------------------------------------------------------
 
-    def open(self, asker: PeerId, target: PeerId, now: float) -> None:
-        """Count a circuit. Raises LinkClosedError where `target` has no reservation, BusyError beyond a limit."""
-        settings = self._settings
+    def open(self, party: Party, target: PeerId, now: float) -> None:
+        """Count a circuit that `party` asks for. Raises LinkClosedError where `target` has no reservation, BusyError beyond a limit."""
+        settings, asker, invitation = self._settings, party.peer, party.invitation
         if not self.is_reserved(target, now):
             raise LinkClosedError(f"{short_peer_id(target)} has no reservation here: ask a relay that its record names")
         if self.circuits >= settings.circuits_max:
             raise BusyError(f"this relay carries {settings.circuits_max} circuits already: try another one")
-        if self._by.get(asker, 0) >= settings.circuits_per_asker_max:
+        if self._by[asker] >= settings.circuits_per_asker_max:
             raise BusyError(f"you have {settings.circuits_per_asker_max} circuits here already: close one first")
-        if self._to.get(target, 0) >= settings.circuits_per_target_max:
+        share = settings.share_of(settings.circuits_max)
+        if self._by_invitation[invitation] >= share:
+            raise BusyError(f"peers of your invitation have {share} circuits here already: try another relay")
+        if self._to[target] >= settings.circuits_per_target_max:
             raise BusyError(
                 f"{short_peer_id(target)} has {settings.circuits_per_target_max} circuits here already: try another relay"
+            )
+        share = settings.share_of(settings.circuits_per_target_max)
+        if self._by_invitation_to[invitation, target] >= share:
+            raise BusyError(
+                f"peers of your invitation have {share} circuits to {short_peer_id(target)} here already: try another relay"
             )
         if self._opening(asker, now) > 0:
             raise BusyError("you ask for circuits too often: wait a second")
         self.circuits += 1
-        self._by[asker] = self._by.get(asker, 0) + 1
-        self._to[target] = self._to.get(target, 0) + 1
+        self._by[asker] += 1
+        self._to[target] += 1
+        self._by_invitation[invitation] += 1
+        self._by_invitation_to[invitation, target] += 1
         for peer in (asker, target):
             self._meter(peer).circuits += 1
 
@@ -162,13 +198,13 @@ class RelayBook:
         self._opens.move_to_end(asker)
         return bucket.take(1, now)
 
-    def close(self, asker: PeerId, target: PeerId) -> None:
+    def close(self, party: Party, target: PeerId) -> None:
         """A circuit that `open` counted is over."""
         self.circuits -= 1
-        for table, peer in ((self._by, asker), (self._to, target)):
-            table[peer] -= 1
-            if not table[peer]:
-                del table[peer]
+        _less(self._by, party.peer)
+        _less(self._to, target)
+        _less(self._by_invitation, party.invitation)
+        _less(self._by_invitation_to, (party.invitation, target))
 
     # --- meters ---------------------------------------------------------------------------------------------------------
 
@@ -194,8 +230,16 @@ class RelayBook:
 
     def check_invariants(self) -> None:
         """For tests."""
-        assert self.circuits == sum(self._to.values()) == sum(self._by.values())
-        assert all(count > 0 for count in (*self._to.values(), *self._by.values()))
+        for table in (self._to, self._by, self._by_invitation, self._by_invitation_to):
+            assert sum(table.values()) == self.circuits
+            assert all(count > 0 for count in table.values())
         assert len(self._reserved) <= self._settings.reservations_max
         assert len(self._meters) <= limits.RELAY_METERED_MAX
         assert len(self._opens) <= limits.RELAY_METERED_MAX
+
+
+def _less(table: Counter[K], key: K) -> None:
+    """One less of `key`, which goes with its last."""
+    table[key] -= 1
+    if not table[key]:
+        del table[key]

@@ -67,8 +67,8 @@ class RelayEnds:
         self._clock = clock
         #: For a circuit to open and TLS inside it to be through.
         self._handshake_timeout_s = handshake_timeout_s
-        #: Reservations that are asked for, by the link on which; one at a time on each.
-        self._asked: dict[Link, asyncio.Future[RelayReserved]] = {}
+        #: Reservations that are asked for, by the link on which: since when (`monotonic` seconds), and who waits; one at a time on each.
+        self._asked: dict[Link, tuple[float, asyncio.Future[RelayReserved]]] = {}
         #: What relays have promised, by relay: ends with its time, or with the last link to that relay.
         self._reservations: dict[PeerId, Reservation] = {}
 
@@ -82,8 +82,8 @@ class RelayEnds:
         link = self.outer(relay)
         if link in self._asked:
             raise BusyError(f"{link.named()} is being asked for a reservation already")
-        asked_at = self._clock.monotonic()
-        future = self._asked[link] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[RelayReserved] = asyncio.get_running_loop().create_future()
+        self._asked[link] = (self._clock.monotonic(), future)
         try:
             link.send(RelayReserve())
             async with asyncio.timeout(limits.CIRCUIT_ANSWER_TIMEOUT_S):
@@ -96,9 +96,9 @@ class RelayEnds:
                 future.cancel()
         if answer.lifetime_s <= 0:
             raise BusyError(f"{link.named()} is no relay for this peer: {answer.refused or 'it does not say why'}")
-        until = asked_at + answer.lifetime_s
-        promised = Reservation(relay, until, answer.circuits_max, answer.bytes_per_second)
-        self._reservations[relay] = promised
+        promised = self._reservations.get(relay)
+        if promised is None:
+            raise LinkClosedError(f"the link to {link.named()} ended as it promised a reservation: ask another peer")
         return promised
 
     @property
@@ -116,15 +116,22 @@ class RelayEnds:
 
     def reserved(self, link: Link, message: RelayReserved) -> None:
         """The relay has answered."""
-        future = self._asked.get(link)
-        if future is not None and not future.done():
-            future.set_result(message)
+        asked_at, future = self._asked.get(link, (0.0, None))
+        if future is None or future.done():
+            return
+        if message.lifetime_s > 0:
+            # Now, and not when whoever waits has its turn: a circuit may be offered right behind it.
+            until = asked_at + message.lifetime_s
+            self._reservations[link.peer] = Reservation(
+                link.peer, until, message.circuits_max, message.bytes_per_second
+            )
+        future.set_result(message)
 
     def link_gone(self, link: Link, error: P2PComputeError) -> None:
         """Nothing more is heard on `link`."""
         if self._door.link(link.peer) is None:
             self._reservations.pop(link.peer, None)
-        future = self._asked.get(link)
+        _, future = self._asked.get(link, (0.0, None))
         if future is not None and not future.done():
             future.set_exception(error)
 
@@ -174,14 +181,20 @@ class RelayEnds:
         """A relay says that somebody wants to reach this peer. Raises ProtocolError for a number that is not its to use."""
         self._circuits.check_new(outer, message.circuit)
         source = PeerId(message.source)
+        own = short_peer_id(self._door.peer)
+        if not outer.relayed and not any(each.relay == outer.peer for each in self.reservations):
+            # Said in good faith where this peer has just given the reservation back; else only to fill a table of ours.
+            words = f"{own} has no reservation at this relay: ask one that its record names"
+            self._circuits.say(outer, CircuitClosed(message.circuit, "refused", words))
+            return
         link = None if outer.relayed else self._door.offered(source, Route(RELAYED, outer.peer))
         if link is None:
-            words = f"{short_peer_id(self._door.peer)} takes no connections now: try again"
+            words = f"{own} takes no connections now: try again"
             self._circuits.say(outer, CircuitClosed(message.circuit, "busy", words))
             return
 
         def failed(error: P2PComputeError) -> None:
-            self._door.turned_away(carrier.remote, error)
+            self._door.turned_away(carrier.remote, link.failure or error)
             link.carrier_lost(error)
 
         carrier = self._carrier(link, outer, lambda: None, failed)
@@ -193,7 +206,7 @@ class RelayEnds:
     def _carrier(
         self, link: Link, outer: Link, opened: Callable[[], None], failed: Callable[[P2PComputeError], None]
     ) -> RelayCarrier:
-        return RelayCarrier(
+        carrier = RelayCarrier(
             link,
             self._hello,
             self._pipes.pipe(dialled=link.dialled),
@@ -203,3 +216,5 @@ class RelayEnds:
             failed,
             handshake_timeout_s=self._handshake_timeout_s,
         )
+        link.connecting(carrier.abort)
+        return carrier

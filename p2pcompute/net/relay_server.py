@@ -1,8 +1,8 @@
 """What a public peer does for those whom nobody can dial: keeps reservations, joins circuits, passes bytes on.
 
 Rules: both ends are linked to the relay, hence admitted members, and by links that are no circuits themselves; a circuit goes only to a peer
-that asked for a reservation. The relay holds at most one window for each direction and grants more only for what it has passed on, so
-whoever takes slowly is sent slowly to. Relayed bytes leave as bulk does, when the link holds little, and at the rate of a circuit:
+that asked for a reservation. The relay holds at most one window for each direction, as bytes and not as messages, and grants more only for what
+it has passed on, so whoever takes slowly is sent slowly to, and whoever sends in crumbs costs no more than others. Relayed bytes leave as bulk does, when the link holds little, and at the rate of a circuit:
 control never waits behind them. What a circuit carries is ciphertext whose keys the relay never sees.
 
 The limits and counts are `relay_book.py`'s. Refuses to know: TLS, who may be a member, who should be asked to be a relay.
@@ -11,14 +11,13 @@ The limits and counts are `relay_book.py`'s. Refuses to know: TLS, who may be a 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, LinkClosedError, P2PComputeError, ProtocolError
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.seams import Clock
 from p2pcompute.net.link import Link
-from p2pcompute.net.relay_book import Metered, RateBucket, RelayBook, RelaySettings
+from p2pcompute.net.relay_book import Metered, Party, RateBucket, RelayBook, RelaySettings
 from p2pcompute.net.relay_door import RelayDoor
 from p2pcompute.net.relay_legs import Circuits
 from p2pcompute.wire.reaching import (
@@ -106,7 +105,7 @@ class RelayServer:
             return
         try:
             self._check(link)
-            lifetime_s = self._book.reserve(link.peer, message.lifetime_s, self._clock.monotonic())
+            lifetime_s = self._book.reserve(_party(link), message.lifetime_s, self._clock.monotonic())
         except (BusyError, LinkClosedError) as error:
             self._legs.say(link, RelayReserved(0, refused=str(error)[:1024]))
             return
@@ -126,7 +125,7 @@ class RelayServer:
                 raise LinkClosedError(
                     f"{short_peer_id(target)} is not linked to this relay: ask one that its record names"
                 )
-            self._book.open(link.peer, target, self._clock.monotonic())
+            self._book.open(_party(link), target, self._clock.monotonic())
         except (BusyError, LinkClosedError) as error:
             reason = BUSY if isinstance(error, BusyError) else REFUSED
             self._legs.say(link, CircuitClosed(message.circuit, reason, str(error)[:1024]))
@@ -180,7 +179,7 @@ class RelayServer:
         """A circuit has ended."""
         if circuit in self._circuits:
             del self._circuits[circuit]
-            self._book.close(circuit.asker.peer, circuit.target.peer)
+            self._book.close(circuit.asker.party, circuit.target.peer)
 
     def check_invariants(self) -> None:
         """For tests."""
@@ -251,6 +250,7 @@ class _Leg:
         self._circuit = circuit
         #: The link to this side, and whose it is.
         self.link = link
+        self.party = _party(link)
         self.peer = link.peer
         #: Its number on that link; 0 before it has one.
         self.number = 0
@@ -262,9 +262,9 @@ class _Leg:
         self.owed_bytes = 0
         #: What this side still takes.
         self.credit_bytes = 0
-        #: What waits to be sent to this side, and how much it is; never more than one window, since no more was granted.
-        self._queue: deque[memoryview] = deque()
-        self.held_bytes = 0
+        #: What waits to be sent to this side; never more than one window, since no more was granted. One run of bytes, since where a
+        #: message ends means nothing, and a message for each byte would cost a hundred times as much.
+        self._queue = bytearray()
         #: What may be sent to this side when.
         self._bucket = RateBucket(
             circuit.server.settings.bytes_per_second, circuit.server.settings.burst_bytes, circuit.server.now()
@@ -277,6 +277,11 @@ class _Leg:
         self._ending: tuple[str, str] | None = None
         #: Nothing is said to this side any more.
         self.gone = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits to be sent to this side."""
+        return len(self._queue)
 
     # what the dispatcher says
 
@@ -318,8 +323,7 @@ class _Leg:
         """Pass `data` on to this side when it may be."""
         if self.gone:
             return
-        self._queue.append(memoryview(data))
-        self.held_bytes += len(data)
+        self._queue += data
         self.pump()
 
     def finish(self, reason: str, text: str) -> None:
@@ -328,7 +332,7 @@ class _Leg:
         self.pump()
 
     def pump(self) -> None:
-        """Send what rate, credit and the link's room allow."""
+        """Send what rate, credit and the link's room allow: a window in the largest messages there are, so a few of them at most."""
         if self.gone or self._timer is not None:
             return
         server = self._circuit.server
@@ -336,19 +340,16 @@ class _Leg:
             if not self.link.has_room():
                 self._when_room()
                 break
-            first = self._queue[0]
-            size_bytes = min(len(first), self.credit_bytes, limits.CIRCUIT_DATA_BYTES_MAX)
-            pause_s = self._bucket.take(size_bytes, server.now())
+            size_bytes = min(len(self._queue), self.credit_bytes, limits.CIRCUIT_DATA_BYTES_MAX)
+            # What is held back by the rate meanwhile leaves in one message with what follows it.
+            pause_s = self._bucket.take(max(size_bytes, limits.CIRCUIT_DATA_COUNTED_BYTES_MIN), server.now())
             if pause_s > 0:
                 self._timer = asyncio.get_running_loop().call_later(pause_s, self._pump_later)
                 break
-            if size_bytes == len(first):
-                self._queue.popleft()
-            else:
-                self._queue[0] = first[size_bytes:]
-            self.held_bytes -= size_bytes
+            data = bytes(self._queue[:size_bytes])
+            del self._queue[:size_bytes]
             self.credit_bytes -= size_bytes
-            self.link.send_bulk(CircuitData(self.number, bytes(first[:size_bytes])))
+            self.link.send_bulk(CircuitData(self.number, data))
             self._circuit.moved_at = server.now()
             server.moved(self.other.peer, self.peer, size_bytes)
             self.other.repay(size_bytes)
@@ -376,7 +377,6 @@ class _Leg:
         self.gone = True
         self._circuit.server.legs.drop(self.link, self.number)
         self._queue.clear()
-        self.held_bytes = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -393,3 +393,8 @@ class _Leg:
     def _room(self) -> None:
         self._waits_for_room = False
         self.pump()
+
+
+def _party(link: Link) -> Party:
+    """Who the other side of `link` is, as the book counts it."""
+    return Party(link.peer, link.admission.invitation)

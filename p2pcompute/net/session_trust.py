@@ -1,4 +1,4 @@
-"""Judging peers again after trust has changed: whoever is used at once, the others a few at a time.
+"""Judging peers again after trust has changed, or their certificate has ended: whoever is used at once, the others a few at a time.
 
 Thousands of certificates at one go would hold up the loop for a second. Refuses to know what becomes of those who are refused.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from p2pcompute.model.errors import AdmissionError
 from p2pcompute.net.session_events import Admit, SessionSettings
 from p2pcompute.net.session_table import Entry, SessionTable
+
+#: Of entries that are to be judged again though trust has not changed.
+_NO_EPOCH = -1
 
 
 class Judge:
@@ -28,6 +31,12 @@ class Judge:
         # Handshakes that are half done are repeated, and then judged by what counts now.
         for session in list(self._table.half_open.values()):
             self._table.remove(session)
+
+    def doubt_ended(self, now: float, now_wall: float) -> None:
+        """Judge again whose certificate, as it was shown last, has ended by `now_wall` (seconds since 1970)."""
+        for entry in self._table.peers.values():
+            if entry.best.shown.admission.expires_wall < now_wall:
+                entry.epoch, self.due = _NO_EPOCH, now
 
     def objection(self, entry: Entry) -> AdmissionError | None:
         """Why `entry` no longer holds; None where it does."""

@@ -17,12 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import (
-    BusyError,
-    LinkClosedError,
-    PeerError,
-    UsageError,
-)
+from p2pcompute.model.errors import BusyError, LinkClosedError, PeerError, UsageError
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Entropy
@@ -465,8 +460,8 @@ class Sessions:
                 soonest = other
         return soonest
 
-    def tick(self, now: float) -> Sequence[Effect]:
-        """Repeat what was not answered, forget what has ended."""
+    def tick(self, now: float, now_wall: float) -> Sequence[Effect]:
+        """Repeat what was not answered, forget what has ended, and whose membership has. `now_wall`: seconds since 1970."""
         effects: list[Effect] = []
         for owner in self._timers.expired(now):
             if isinstance(owner, Attempt):
@@ -478,6 +473,7 @@ class Sessions:
                 effects += self._drop_refused(entry, now) or ()
         if self._sweep_at is not None and now >= self._sweep_at:
             self.table.expire(now)
+            self._judge.doubt_ended(now, now_wall)
             self._sweep_at = now + self._settings.sweep_s if self.table.by_index else None
         return effects
 

@@ -247,6 +247,7 @@ class TlsTransport:
         # asyncio closes the connection of a failed handshake before the alert is sent that tells the other side why.
         last_words = accepted.dup()
         with _listed(self._accepting), last_words:
+            link.connecting(lambda: _shut_down(last_words))
             try:
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: _Fork(link, self._identity.hello(), self._http),
@@ -259,7 +260,7 @@ class TlsTransport:
                 accepted.close()
                 with contextlib.suppress(OSError):
                     last_words.send(context.alert)
-                refused(remote, self._identity.tls_error(error, False))
+                refused(remote, link.failure or self._identity.tls_error(error, False))
                 link.carrier_lost(error)
             except BaseException:
                 accepted.close()
@@ -318,6 +319,12 @@ class TlsTransport:
             await asyncio.wait(tasks)
         for bound in listening:
             bound.close()
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End a connection that another descriptor still holds: whoever reads there hears of it."""
+    with contextlib.suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class UdpEndpoint:
 
     def _tick(self) -> None:
         self._timer = None
-        self._perform(self._sessions.tick(self._clock.monotonic()))
+        self._perform(self._sessions.tick(self._clock.monotonic(), self._clock.wall()))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         # Before the events: whoever is told may call us again, or raise.

@@ -19,7 +19,7 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import LinkClosedError
 from p2pcompute.model.peer import Address
 from p2pcompute.net.link import Link
-from p2pcompute.net.stream_carrier import TlsIdentity, remote_of, segments_lost
+from p2pcompute.net.stream_carrier import SHUTDOWN_TIMEOUT_S, TlsIdentity, remote_of, segments_lost
 from p2pcompute.net.tls import read_leaf
 from p2pcompute.net.transport import Spawn
 from p2pcompute.wire.messages import Hello
@@ -35,9 +35,9 @@ _MESSAGE_BYTES = 256 * 1024
 #: The largest message that is taken: one write of a link, which is never cut, fits.
 _MESSAGE_BYTES_MAX = 2 * limits.FRAME_BYTES_MAX
 #: How long the other side may take to answer the end of a WebSocket.
+_CLOSE_TIMEOUT_S = 1.0
 #: Turns of the loop that a closed connection needs: TLS, then the socket, then their callbacks.
 _SETTLE_TURNS = 5
-_CLOSE_TIMEOUT_S = 1.0
 
 
 class WebSocketCarrier:
@@ -65,6 +65,8 @@ class WebSocketCarrier:
         self._waiting_bytes = 0
         self._is_closing = False
         self._is_full = False
+        #: Hangs up where what is kept, or the end, is not taken in time; set by `close`.
+        self._timer: asyncio.TimerHandle | None = None
         #: Set while there is something to do for `_send`.
         self._awake = asyncio.Event()
 
@@ -84,6 +86,8 @@ class WebSocketCarrier:
                 sending.cancel()
         finally:
             self._is_closing = True
+            if self._timer is not None:
+                self._timer.cancel()
             self._hang_up()
             self._link.carrier_lost(None)
 
@@ -134,9 +138,12 @@ class WebSocketCarrier:
         return segments_lost(self._extra("socket"))
 
     def close(self) -> None:
-        """Send what is kept, then hang up."""
-        self._is_closing = True
-        self._awake.set()
+        """Send what is kept, then hang up; bounded."""
+        if not self._is_closing:
+            self._is_closing = True
+            # The other side may have stopped reading, and then `_send` waits for ever.
+            self._timer = asyncio.get_running_loop().call_later(SHUTDOWN_TIMEOUT_S, self._hang_up)
+            self._awake.set()
 
     def abort(self) -> None:
         """Hang up now."""
@@ -173,6 +180,7 @@ class WebSocketDoor:
                 transport.abort()
                 link.carrier_lost(None)
 
+        link.connecting(give_up)
         asyncio.get_running_loop().call_later(self._timeout_s, give_up)
         return web.Server(answer)()
 

@@ -69,6 +69,7 @@ class Admission:
 
     def greet(self, link: Link) -> None:
         """Tell a newly linked peer what the owner has said."""
+        self._extend(link)
         revocations = self._identity.trust.revocations
         if revocations is not None:
             link.send(Revocations(revocations.wire))
@@ -144,7 +145,15 @@ class Admission:
             del self._renewals[next(iter(self._renewals))]
         self._database.put(_RENEWALS_KEY, pack([kept for _, kept in self._renewals.values()]))
         self._renew_own(der)
+        for link in list(self._links()):
+            self._extend(link)
         return True
+
+    def _extend(self, link: Link) -> None:
+        """Whoever shows a certificate under an invitation that was renewed is a member for as long as a new one would say."""
+        renewed, _ = self._renewals.get(InvitationId(link.admission.invitation), (None, b""))
+        if renewed is not None:
+            link.expires_wall = max(link.expires_wall, renewed.expires_wall)
 
     def _renew_own(self, der: bytes) -> None:
         own: Membership = self._identity.membership

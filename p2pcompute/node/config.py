@@ -68,6 +68,8 @@ class PeerConfig:
     timing: str = "auto"
     #: Whether a router may be asked to forward a port to this peer, where others cannot dial it.
     map_ports: bool = True
+    #: Whether this peer, where others can dial it, may be the relay of peers that nobody can dial.
+    relay: bool = True
     #: Free texts that this peer's record carries, for choosing among peers.
     labels: tuple[str, ...] = ()
     #: Number of the instance folder to use, from 1; None: the first one that no running peer uses.
@@ -283,6 +285,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "beacon_port": _whole(1, 65_535),
     "timing": _one_of(TIMINGS),
     "map_ports": _truth,
+    "relay": _truth,
     "labels": _labels,
     "instance": _whole(1, 9_999),
     "log_level": _one_of(LOG_LEVELS),

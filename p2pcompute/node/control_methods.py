@@ -117,7 +117,10 @@ class ControlMethods:
     async def _peers(self, _: ControlCall) -> Document:
         view = self._peer.view
         return {
-            "own": status.peer_row(view.own, None, None, None, name_of=self._peer.name_of),
+            "own": {
+                **status.peer_row(view.own, None, None, None, name_of=self._peer.name_of),
+                "may_relay": self._peer.config.relay,
+            },
             "peers": [self._row(entry.record.peer) for entry in view.entries],
             "troubles": {whom: trouble.what for whom, trouble in self._peer.overlay.troubles.items()},
         }

@@ -307,7 +307,9 @@ def _reach_findings(subject: str, status: Mapping[str, Any]) -> Iterator[Finding
     reach, relays = reaching["reach"], [str(relay["name"]) for relay in reaching["relays"]]
     words = f"reach {reach}: {reach_text(reach, reaching['external'], relays, reaching['mapping'])}"
     serves = reaching["serves"]
-    if serves["reserved"]:
+    if not serves.get("allowed", True):
+        words += "; it is no relay of others (relay = false)"
+    elif serves["reserved"]:
         words += f"; it is the relay of {serves['reserved']}, and has passed on {serves['bytes'] / 1e6:.1f} MB"
     if reach == "private" and not relays:
         why = "".join(f"; {name}: {text}" for name, text in reaching["refusals"].items())

@@ -29,6 +29,7 @@ from p2pcompute.model.peer import Address, PeerRecord, PeerView, Relay
 from p2pcompute.model.seams import Clock
 from p2pcompute.net.beacon import BeaconShell
 from p2pcompute.net.link import Link
+from p2pcompute.net.link_loss import IDLE
 from p2pcompute.net.links import LinkHub
 from p2pcompute.net.nonsense import Nonsense
 from p2pcompute.node.driver import Observe, Pump
@@ -347,7 +348,7 @@ class Overlay:
             self.trouble(short_peer_id(link.peer), reason, is_misdeed=isinstance(error, ProtocolError))
         self._log.info("link lost", peer=short_peer_id(link.peer), cause=reason)
         self.book.feed(book.LinkLost(link.peer, error is None, reason))
-        self.joining.feed(joining.LinkDown(link.peer))
+        self.joining.feed(joining.LinkDown(link.peer, idle=farewell == IDLE))
         for listener in self._listeners:
             listener.unlinked(link.peer)
         self._events.unlinked(link, error)

@@ -108,7 +108,9 @@ def overlay_settings(timing: str) -> OverlaySettings:
 
 @dataclass(frozen=True, slots=True)
 class OverlayParts:
-    """What a peer is before it has an overlay. `sample`: capability and load now; `worth`: see `LinkHub`."""
+    """What a peer is before it has an overlay. `sample`: capability and load now; `worth`: see `LinkHub`; `relays`: whether its owner lets it
+    be a relay.
+    """
 
     key: PeerKey
     identity: NodeIdentity
@@ -119,6 +121,7 @@ class OverlayParts:
     log: FilteringBoundLogger
     sample: Callable[[], tuple[Capability, float]]
     worth: Callable[[Link], float | None] | None = None
+    relays: bool = True
 
 
 class _DhtPort:
@@ -210,6 +213,7 @@ class OverlayPeer:
             self._reach_changed,
             lambda peer: self.overlay.joining.feed(DirectPromised(peer)),
             world.observe,
+            may_relay=parts.relays,
         )
         self.healing = Healing(
             HealingMachine(parts.identity.peer, world.rng("healing"), self.settings.healing),

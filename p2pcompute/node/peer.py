@@ -218,6 +218,7 @@ class Peer(Door):
             self._log,
             lambda: (self._probe.sample(), self.lender.load),
             self._worth,
+            self.config.relay,
         )
         self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
         self.overlay = self.side.overlay

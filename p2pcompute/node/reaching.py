@@ -38,7 +38,7 @@ class Reaching:
     """See the module; an `overlay.Listener`.
 
     `changed`: the own record has something new to say about reach; `try_direct(peer)`: a peer that is linked through a relay can perhaps
-    be dialled by now.
+    be dialled by now; `may_relay`: whether this peer may be a relay where others can dial it.
     """
 
     def __init__(
@@ -52,8 +52,12 @@ class Reaching:
         changed: Callable[[], None],
         try_direct: Callable[[PeerId], None],
         observe: Observe | None = None,
+        *,
+        may_relay: bool = True,
     ) -> None:
         self._hub = hub
+        #: Whether this peer's owner lets it be a relay.
+        self.may_relay = may_relay
         self._clock = clock
         self._supervisor = supervisor
         self._log = log
@@ -248,7 +252,7 @@ class Reaching:
     def _reach_changed(self, effect: reach.ReachChanged) -> None:
         self.reach, self.external, self.relays = effect.reach, effect.external, effect.relays
         # Whom nobody can dial is no use as a relay; whoever it kept reachable hears of it and asks another.
-        self._hub.reaching.server.serve(effect.reach in DIALLABLE)
+        self._hub.reaching.server.serve(self.may_relay and effect.reach in DIALLABLE)
         self._log.info(
             "reach",
             reach=effect.reach.value,

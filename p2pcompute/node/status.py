@@ -120,6 +120,7 @@ def reach_document(side: OverlayPeer, name_of: NameOf) -> Document:
             "lost": dict(side.udp.counts),
         },
         "serves": {
+            "allowed": reaching.may_relay,
             "serving": server.serving,
             "reserved": len(server.reserved),
             "circuits": server.circuits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,7 +18,8 @@ from p2pcompute.net.dht.contacts import dht_id
 from p2pcompute.net.dht.frames import Flag, MessageId, Method, Request
 from p2pcompute.net.link import Link
 from p2pcompute.wire import gossip
-from p2pcompute.wire.framing import FrameType, frame_header
+from p2pcompute.wire.families import LINK_CODEC
+from p2pcompute.wire.framing import FrameType, frame_header, message_frame
 from p2pcompute.wire.messages import (
     BlobMissing,
     BlobWant,
@@ -36,12 +38,15 @@ from p2pcompute.wire.messages import (
     TasksCancel,
 )
 from p2pcompute.wire.reaching import DialBack, DialedBack
+from p2pcompute.wire.versions import ALPN_STREAM
 from tests.attack.evil import EvilMember, evil_member
 from tests.attack.field import Field, field
 from tests.support.networks import SeededEntropy
 from tests.support.peers import until
 
 _ATTACK_S = 3.0
+#: Has an address of its own, so that it can be seen who is named.
+_DRIBBLER = "127.0.0.81"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +102,52 @@ def test_a_flood_of_messages_over_a_link(honest: Field) -> None:
 
     short = attack(honest, "flooder", flood)
     honest.blames(short, "floods its link")
+
+
+def test_greetings_that_are_dribbled_keep_nobody_out(honest: Field) -> None:
+    """TLS with a good certificate, then a byte of the Hello now and then, on more connections than may be half open."""
+    ended_after_s: list[float] = []
+
+    async def dribble(evil: EvilMember) -> None:
+        greeting = message_frame(LINK_CODEC.encode(evil.identity.hello()))
+        context = evil.identity.client_context()
+        context.set_alpn_protocols([ALPN_STREAM])
+
+        async def one() -> None:
+            reader, writer = await asyncio.open_connection(
+                honest.address.host, honest.address.port, ssl=context, server_hostname="", local_addr=(_DRIBBLER, 0)
+            )
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                for place in range(len(greeting)):
+                    writer.write(greeting[place : place + 1])
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.5):
+                            while await reader.read(65_536):
+                                pass
+                    if reader.at_eof():
+                        break
+            ended_after_s.append(time.monotonic() - began)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(limits.HALF_OPEN_MAX + 16):
+                group.create_task(one())
+                await asyncio.sleep(0.02)
+            # Meanwhile others get in, each of them at once.
+            for _ in range(5):
+                began = time.monotonic()
+                link = await evil.link(honest.address)
+                assert time.monotonic() - began < limits.HANDSHAKE_TIMEOUT_S / 2
+                await link.close("leaving")
+                await asyncio.sleep(0.5)
+
+    attack(honest, "dribbler", dribble)
+    assert len(ended_after_s) == limits.HALF_OPEN_MAX + 16
+    assert max(ended_after_s) < limits.HANDSHAKE_TIMEOUT_S + 5
+    honest.blames(_DRIBBLER, "did not greet in time")
 
 
 def test_messages_that_nobody_may_send_end_the_link_and_name_the_sender(honest: Field) -> None:

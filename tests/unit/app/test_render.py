@@ -104,6 +104,9 @@ def test_a_wide_table_says_why_and_how_a_peer_is_reached(capsys: pytest.CaptureF
     assert "private, relays attic" in wide
     print_table("", peer_columns(), [row], empty="none")
     assert "because" not in capsys.readouterr().out
+    (own,) = [text_of for heading, text_of, _ in peer_columns(wide=True) if heading == "reach"]
+    assert own({**ROW, "reach": "public", "may_relay": False}) == "public, no relay of others"
+    assert own({**ROW, "reach": "public", "may_relay": True}) == "public"
     # Peers of an earlier version say nothing of it.
     assert [text_of(ROW) for heading, text_of, _ in peer_columns(wide=True) if heading == "reach"] == ["-"]
 

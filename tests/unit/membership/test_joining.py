@@ -105,6 +105,40 @@ def test_linked_peers_are_not_dialled_and_lost_ones_soon_are() -> None:
     assert at <= 1001
 
 
+def other_address(number: int) -> Address:
+    return Address(f"203.0.113.{number}", 9876)
+
+
+def test_a_peer_that_made_room_for_others_is_left_alone_for_a_while() -> None:
+    join = Joiner()
+    for whom, number in ((peer(1), 1), (peer(2), 2)):
+        address = other_address(number)
+        join(CandidateHeard(address, "record", whom), LinkUp(whom, address), DialEnded(address, whom))
+    join.run(100)
+    join(LinkDown(peer(1), idle=True))
+    ((at, dial),) = join.run(1000, fail=[])[:1]
+    assert dial == Dial(other_address(1), peer(1))
+    assert 100 + 300 * 0.75 <= at <= 100 + 300 * 1.25
+
+
+def test_a_peer_that_made_room_is_dialled_at_once_by_whoever_needs_it() -> None:
+    join = Joiner()
+    for whom, number in ((peer(1), 1), (peer(2), 2)):
+        address = other_address(number)
+        join(CandidateHeard(address, "record", whom), LinkUp(whom, address), DialEnded(address, whom))
+    join.run(100)
+    assert join(LinkDown(peer(1), idle=True)) == []
+    assert join(joining.LinkWanted(peer(1))) == [Dial(other_address(1), peer(1))]
+    join(LinkUp(peer(1), other_address(1)), DialEnded(other_address(1), peer(1)))
+    join.run(100)
+    # The last link of all: whoever has no other does not wait.
+    join(LinkDown(peer(2), idle=True))
+    join(LinkDown(peer(1), idle=True))
+    ((at, dial), *_) = join.run(2)
+    assert dial == Dial(other_address(1), peer(1))
+    assert at <= 201
+
+
 def test_a_link_that_breaks_at_once_again_and_again_backs_off() -> None:
     join = Joiner()
     join(CandidateHeard(SEED, "lan", HIGH))

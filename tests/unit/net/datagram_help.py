@@ -212,7 +212,7 @@ class Net:
                     self.perform(receiver, receiver.sessions.receive(flying.data, flying.source, self.now))
             elif address is not None:
                 station = self.stations[address]
-                self.perform(station, station.sessions.tick(self.now))
+                self.perform(station, station.sessions.tick(self.now, station.identity.wall))
         raise AssertionError("a million steps: something asks to be called again and again")
 
     def kinds(self, source: Station | None = None) -> list[Kind]:

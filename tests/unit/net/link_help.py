@@ -14,6 +14,7 @@ from typing import Any
 from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, P2PComputeError
 from p2pcompute.model.ids import PeerId, peer_id_of
 from p2pcompute.model.peer import Address, Role
+from p2pcompute.model.seams import Clock
 from p2pcompute.net.link import Link, LinkSettings
 from p2pcompute.net.links import LinkHub, Worth
 from p2pcompute.net.memory import MemoryNetwork
@@ -45,6 +46,31 @@ class SystemClock:
 
     def wall(self) -> float:
         return time.time()
+
+
+class Later:
+    """A clock that is ahead of another one."""
+
+    def __init__(self, clock: Clock, ahead_s: float) -> None:
+        self.clock = clock
+        self.ahead_s = ahead_s
+
+    def monotonic(self) -> float:
+        return self.clock.monotonic() + self.ahead_s
+
+    def wall(self) -> float:
+        return self.clock.wall() + self.ahead_s
+
+
+class Wall:
+    """A clock whose wall says what the test wants."""
+
+    def __init__(self, clock: Clock, now_wall: float) -> None:
+        self.monotonic = clock.monotonic
+        self.now_wall = now_wall
+
+    def wall(self) -> float:
+        return self.now_wall
 
 
 class Dice:
@@ -86,7 +112,7 @@ class FakeIdentity:
     def admit(self, leaf_der: bytes, hello: Hello, expected: PeerId | None) -> FakeAdmission:
         if leaf_der in self.refuses:
             raise AdmissionError(AdmissionReason.REVOKED, "the owner revoked it")
-        return FakeAdmission(PeerId(leaf_der))
+        return FakeAdmission(PeerId(leaf_der), invitation=leaf_der)
 
     def tls_error(self, error: Exception, dialled: bool) -> P2PComputeError:
         return LinkClosedError(str(error))

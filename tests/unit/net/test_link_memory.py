@@ -19,11 +19,11 @@ from p2pcompute.model.errors import (
 )
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
-from p2pcompute.net.link import LinkSettings
+from p2pcompute.net.link import Link, LinkSettings
 from p2pcompute.net.memory import MemoryNetwork
 from p2pcompute.wire.framing import FrameType, frame_header, message_frame
-from p2pcompute.wire.messages import BlobMissing, BlobWant, Grant
-from tests.unit.net.link_help import FakeIdentity, Recorder, Side, fake_identities, sides, until
+from p2pcompute.wire.messages import BlobMissing, BlobWant, Goodbye, Grant
+from tests.unit.net.link_help import FakeIdentity, Later, Recorder, Side, fake_identities, sides, until
 
 QUICK = LinkSettings.test()
 
@@ -322,10 +322,78 @@ def test_half_open_connections_are_few_and_do_not_last() -> None:
             for _ in range(2):
                 await dawdlers.connect(two.address, links.pop(), "memory")  # type: ignore[arg-type]
             assert len(two.hub._half_open) == 2
-            with pytest.raises(LinkClosedError):
-                await one.hub.dial(two.address, two.peer)
             await until(lambda: not two.hub._half_open)
             await one.hub.dial(two.address, two.peer)
+
+    asyncio.run(main())
+
+
+def hold_open(network: MemoryNetwork, host: str, side: Side) -> bool:
+    """Connect from `host` to `side` and never greet; whether `side` took the connection."""
+    mute = FakeIdentity(PeerId(b"m" * 32))
+    transport = network.transport(host, mute.peer, mute.hello)
+    link = Link(side.hub, side.hub._clock, dialled=True)
+    network.hold(host, side.host)
+    try:
+        network.join(transport, side.address, link)
+    except LinkClosedError:
+        return False
+    return True
+
+
+def test_one_address_has_a_share_of_the_half_open_connections() -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        settings = LinkSettings(half_open_per_address=3, private_factor=2)
+        async with sides(fake_identities(2), network=network, settings=settings) as (one, two):
+            assert [hold_open(network, "8.8.8.8", two) for _ in range(5)] == [True] * 3 + [False] * 2
+            # On this site many may sit behind one address.
+            assert [hold_open(network, "10.0.0.7", two) for _ in range(7)] == [True] * 6 + [False]
+            await one.hub.dial(two.address, two.peer)
+
+    asyncio.run(main())
+
+
+def test_whoever_fills_the_table_waits_for_himself() -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        settings = LinkSettings(half_open_max=8)
+        async with sides(fake_identities(2), network=network, settings=settings) as (one, two):
+            assert hold_open(network, "8.8.8.8", two)
+            assert all(hold_open(network, "10.0.0.7", two) for _ in range(20))
+            assert len(two.hub._half_open) == 8
+            await one.hub.dial(two.address, two.peer)
+            # Whom others displaced is gone and told of; whoever held but one is there yet.
+            await until(lambda: len(two.hub._open) == 8)
+            assert two.hub._half_open.count("8.8.8.8") == 1
+            assert {address.host for address, _ in two.events.refusals} == {"10.0.0.7"}
+            assert all("others wanted its place" in str(error) for _, error in two.events.refusals)
+
+    asyncio.run(main())
+
+
+def test_what_said_goodbye_and_hangs_is_ended_by_the_next_beat() -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with sides(fake_identities(2), network=network) as (one, two):
+            for _ in range(3):
+                link = await one.hub.dial(two.address, two.peer)
+                await until(lambda: two.hub.link(one.peer) is not None)
+                # A carrier that does not keep its word, and a link that another one replaces.
+                back = two.link_to(one)
+                back._carrier.close = lambda: None  # type: ignore[union-attr,method-assign]
+                link.send(Goodbye("leaving"))
+                await until(lambda back=back: back.closed)
+                one.hub._links.pop(two.peer, None)
+            assert len(two.hub._open) == 3
+            now = two.hub._clock.monotonic
+            two.hub._clock = Later(two.hub._clock, limits.LINK_LEAVING_MAX_S - 1)
+            two.hub.beat()
+            assert len(two.hub._open) == 3
+            two.hub._clock = Later(two.hub._clock, 2)
+            assert two.hub._clock.monotonic() > now()
+            two.hub.beat()
+            await until(lambda: not two.hub._open)
 
     asyncio.run(main())
 

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import AdmissionError, AdmissionReason, LinkClosedError, PeerError, PortTakenError
+from p2pcompute.model.errors import (
+    AdmissionError,
+    AdmissionReason,
+    BusyError,
+    LinkClosedError,
+    PeerError,
+    PortTakenError,
+)
 from p2pcompute.model.peer import Address
+from p2pcompute.net import stream_carrier, websocket_carrier
 from p2pcompute.net.link import Link, LinkSettings
 from p2pcompute.net.stream_carrier import TlsTransport
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.framing import FrameType, frame_header
-from p2pcompute.wire.messages import BlobWant, Grant, Message
-from tests.unit.net.link_help import Dice, Side, TlsIdentity, sides, tls_identities, until
+from p2pcompute.wire.messages import BlobWant, EchoWant, Goodbye, Grant, Message
+from tests.unit.net.link_help import Dice, Side, TlsIdentity, Wall, sides, tls_identities, until
 
 SHORT = LinkSettings(handshake_timeout_s=0.4)
 
@@ -149,6 +159,49 @@ def test_random_bytes_at_the_port_harm_only_their_connection() -> None:
             await until(lambda: len(two.events.refusals) == 4)
             link.send(Grant(1))
             await until(lambda: two.events.messages)
+
+    asyncio.run(main())
+
+
+def test_a_link_ends_with_the_membership_of_its_peer() -> None:
+    async def main() -> None:
+        async with sides(tls_identities(2)) as (one, two):
+            link = await one.hub.dial(two.address, two.peer)
+            await until(lambda: two.hub.link(one.peer) is not None)
+            back = two.link_to(one)
+            assert back.expires_wall == back.admission.expires_wall < math.inf
+            two.hub._clock = Wall(two.hub._clock, back.expires_wall)
+            two.hub.beat()
+            assert not back.closed
+            two.hub._clock = Wall(two.hub._clock, back.expires_wall + 1)
+            two.hub.beat()
+            await until(lambda: one.events.down and two.events.down)
+            for error in (one.events.down[0][1], two.events.down[0][1]):
+                assert isinstance(error, AdmissionError)
+                assert error.reason is AdmissionReason.EXPIRED
+                assert "its membership has ended meanwhile" in str(error)
+            assert link.closed
+
+    asyncio.run(main())
+
+
+def test_a_displaced_handshake_gives_its_socket_back_at_once() -> None:
+    async def main() -> None:
+        settings = LinkSettings(half_open_max=4, private_factor=100)
+        async with sides(tls_identities(2), settings=settings) as (one, two):
+            mute = [await asyncio.open_connection("127.0.0.1", two.port) for _ in range(10)]
+            await until(lambda: len(two.events.refusals) == 6)
+            # Long before the 10 s of a handshake are over.
+            for reader, _ in mute[:6]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+            assert len(two.hub._open) == 4
+            assert all("others wanted its place" in str(error) for _, error in two.events.refusals)
+            await one.hub.dial(two.address, two.peer)
+            for _, writer in mute:
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
 
     asyncio.run(main())
 
@@ -372,6 +425,52 @@ def test_a_websocket_carries_the_same_link() -> None:
             assert two.events.messages[-1][1] == Grant(7)
             await until(lambda: two.events.down)
             assert two.events.down[0][1] is None
+
+    asyncio.run(main())
+
+
+def stop_reading(link: Link) -> Any:
+    """From here on nothing that comes to this end of a link is taken; its transport, which may read again."""
+    carrier = link._carrier
+    if carrier is not None and carrier.name == "websocket":
+        transport = carrier._socket._conn.transport  # type: ignore[attr-defined]
+    else:
+        transport = carrier._transport  # type: ignore[union-attr]
+    transport.pause_reading()
+    return transport
+
+
+@pytest.mark.parametrize("carrier", ["stream", "websocket"])
+@pytest.mark.parametrize("how", ["a goodbye", "a wrong word", "a goodbye of ours"])
+def test_a_link_to_a_peer_that_stops_reading_ends(carrier: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asks for much, stops reading, says goodbye, and dials again."""
+    for module in (stream_carrier, websocket_carrier):
+        monkeypatch.setattr(module, "SHUTDOWN_TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        async with sides(tls_identities(2)) as (one, two):
+            held, deaf = [], []
+            for _ in range(3):
+                link = await one.hub.dial(two.address, two.peer, carrier)
+                await until(lambda: two.hub.link(one.peer) is not None)
+                back = two.link_to(one)
+                held.append(back)
+                deaf.append(stop_reading(link))
+                for stream in (2, 4, 6):
+                    link.send(EchoWant(stream, 8 << 20))
+                await until(lambda back=back: not back.has_room())
+                if how == "a goodbye":
+                    link.send(Goodbye("leaving"))
+                elif how == "a wrong word":
+                    link.send(link.hello)
+                else:
+                    back.fail(BusyError("enough"))
+                await until(lambda back=back: back.closed)
+                one.hub._links.pop(two.peer, None)
+            await until(lambda: all(each.gone.is_set() for each in held), wait_s=5)
+            assert not [each for each in two.hub._open if each in held]
+            for transport in deaf:
+                transport.resume_reading()  # so that this end goes too
 
     asyncio.run(main())
 

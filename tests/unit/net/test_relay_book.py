@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, LinkClosedError
 from p2pcompute.model.ids import PeerId
-from p2pcompute.net.relay_book import RateBucket, RelayBook, RelaySettings
+from p2pcompute.net.relay_book import Party, RateBucket, RelayBook, RelaySettings
 
 
 def peer(number: int) -> PeerId:
     return PeerId(number.to_bytes(32))
 
 
+def party(number: int, invitation: bytes | None = None) -> Party:
+    """A peer, by an invitation of its own unless told otherwise."""
+    return Party(peer(number), peer(number) if invitation is None else invitation)
+
+
 def test_a_reservation_lasts_an_hour_and_is_renewed_by_asking_again() -> None:
     book = RelayBook(RelaySettings())
-    assert book.reserve(peer(1), 1e6, 100.0) == limits.RELAY_RESERVATION_S == 3600
+    assert book.reserve(party(1), 1e6, 100.0) == limits.RELAY_RESERVATION_S == 3600
     assert book.is_reserved(peer(1), 100.0 + 3599)
     assert not book.is_reserved(peer(1), 100.0 + 3600)
-    book.reserve(peer(1), 3600, 2000.0)
+    book.reserve(party(1), 3600, 2000.0)
     assert book.is_reserved(peer(1), 5000.0)
-    assert book.reserve(peer(2), 60, 2000.0) == 60
+    assert book.reserve(party(2), 60, 2000.0) == 60
     book.expire(2061.0)
     assert book.reserved == (peer(1),)
     book.release(peer(1))
@@ -32,12 +39,12 @@ def test_a_reservation_lasts_an_hour_and_is_renewed_by_asking_again() -> None:
 def test_the_33rd_reservation_is_refused_in_words_and_renewals_go_on() -> None:
     book = RelayBook(RelaySettings())
     for number in range(32):
-        book.reserve(peer(number), 3600, 0.0)
+        book.reserve(party(number), 3600, 0.0)
     with pytest.raises(BusyError, match="keeps 32 peers reachable already"):
-        book.reserve(peer(32), 3600, 10.0)
-    book.reserve(peer(5), 3600, 10.0)
+        book.reserve(party(32), 3600, 10.0)
+    book.reserve(party(5), 3600, 10.0)
     # The others' hour is over: there is room again.
-    book.reserve(peer(32), 3600, 3600.5)
+    book.reserve(party(32), 3600, 3600.5)
     assert book.reserved == (peer(5), peer(32))
     book.check_invariants()
 
@@ -46,41 +53,94 @@ def test_nobody_takes_all_circuits() -> None:
     settings = RelaySettings(circuits_max=5, circuits_per_asker_max=2, circuits_per_target_max=3, opens_per_second=1e9)
     book = RelayBook(settings)
     for number in (1, 2):
-        book.reserve(peer(number), 3600, 0.0)
+        book.reserve(party(number), 3600, 0.0)
     with pytest.raises(LinkClosedError, match="no reservation"):
-        book.open(peer(10), peer(3), 0.0)
-    book.open(peer(10), peer(1), 0.0)
-    book.open(peer(10), peer(2), 0.0)
+        book.open(party(10), peer(3), 0.0)
+    book.open(party(10), peer(1), 0.0)
+    book.open(party(10), peer(2), 0.0)
     with pytest.raises(BusyError, match="you have 2 circuits"):
-        book.open(peer(10), peer(1), 0.0)
-    book.open(peer(11), peer(1), 0.0)
-    book.open(peer(11), peer(1), 0.0)
+        book.open(party(10), peer(1), 0.0)
+    book.open(party(11), peer(1), 0.0)
+    book.open(party(11), peer(1), 0.0)
     with pytest.raises(BusyError, match="has 3 circuits here already"):
-        book.open(peer(12), peer(1), 0.0)
-    book.open(peer(12), peer(2), 0.0)
+        book.open(party(12), peer(1), 0.0)
+    book.open(party(12), peer(2), 0.0)
     with pytest.raises(BusyError, match="carries 5 circuits"):
-        book.open(peer(13), peer(2), 0.0)
+        book.open(party(13), peer(2), 0.0)
     book.check_invariants()
-    book.close(peer(10), peer(1))
-    book.open(peer(13), peer(1), 0.0)
+    book.close(party(10), peer(1))
+    book.open(party(13), peer(1), 0.0)
     book.check_invariants()
+
+
+def test_one_invitation_never_takes_all_reservations() -> None:
+    book = RelayBook(RelaySettings())
+    for number in range(24):
+        book.reserve(party(number, b"lab"), 3600, 0.0)
+    with pytest.raises(BusyError, match="keeps 24 peers of your invitation reachable already: ask another one"):
+        book.reserve(party(24, b"lab"), 3600, 0.0)
+    book.reserve(party(0, b"lab"), 3600, 10.0)  # renewals go on
+    for number in range(100, 108):
+        book.reserve(party(number), 3600, 0.0)
+    book.release(peer(100))
+    book.release(peer(1))
+    book.reserve(party(24, b"lab"), 3600, 0.0)
+    with pytest.raises(BusyError, match="of your invitation"):
+        book.reserve(party(25, b"lab"), 3600, 0.0)
+    book.check_invariants()
+
+
+def test_one_invitation_never_takes_all_circuits_nor_all_to_one_peer() -> None:
+    book = RelayBook(RelaySettings())
+    for number in range(8):
+        book.reserve(party(number), 3600, 0.0)
+    # Many ids minted from one token.
+    opened = []
+    for number in range(100, 200):
+        for target in range(8):
+            with contextlib.suppress(BusyError):
+                book.open(party(number, b"evil"), peer(target), 0.0)
+                opened.append((number, target))
+    assert book.circuits == len(opened) == 48
+    assert max(sum(target == each for _, each in opened) for target in range(8)) <= 12
+    for number in range(200, 216):
+        book.open(party(number), peer(number % 8), 0.0)
+    with pytest.raises(BusyError, match="carries 64 circuits"):
+        book.open(party(300), peer(0), 0.0)
+    book.check_invariants()
+    for number, target in opened:
+        book.close(party(number, b"evil"), peer(target))
+    for number in range(200, 216):
+        book.close(party(number), peer(number % 8))
+    assert book.circuits == 0
+    book.check_invariants()
+
+
+def test_one_invitation_leaves_a_peer_reachable_for_others() -> None:
+    book = RelayBook(RelaySettings())
+    book.reserve(party(1), 3600, 0.0)
+    for number in range(12):
+        book.open(party(100 + number, b"lab"), peer(1), 0.0)
+    with pytest.raises(BusyError, match="peers of your invitation have 12 circuits to"):
+        book.open(party(112, b"lab"), peer(1), 0.0)
+    book.open(party(200), peer(1), 0.0)
 
 
 def test_who_opens_and_closes_without_end_is_slowed_down() -> None:
     book = RelayBook(RelaySettings(opens_per_second=2))
-    book.reserve(peer(1), 3600, 0.0)
+    book.reserve(party(1), 3600, 0.0)
     for _ in range(limits.RELAY_CIRCUITS_PER_ASKER_MAX):
-        book.open(peer(10), peer(1), 0.0)
-        book.close(peer(10), peer(1))
+        book.open(party(10), peer(1), 0.0)
+        book.close(party(10), peer(1))
     with pytest.raises(BusyError, match="too often"):
-        book.open(peer(10), peer(1), 0.0)
-    book.open(peer(11), peer(1), 0.0)
-    book.open(peer(10), peer(1), 0.6)
+        book.open(party(10), peer(1), 0.0)
+    book.open(party(11), peer(1), 0.0)
+    book.open(party(10), peer(1), 0.6)
     with pytest.raises(BusyError, match="too often"):
-        book.open(peer(10), peer(1), 0.6)
+        book.open(party(10), peer(1), 0.6)
     for number in range(20, 20 + limits.RELAY_METERED_MAX + 5):
-        book.open(peer(number), peer(1), 1.0)
-        book.close(peer(number), peer(1))
+        book.open(party(number), peer(1), 1.0)
+        book.close(party(number), peer(1))
     book.check_invariants()
 
 

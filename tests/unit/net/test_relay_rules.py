@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ from p2pcompute.wire.reaching import (
     RelayReserved,
 )
 from tests.support.samples import sample_of
-from tests.unit.net.link_help import FakeIdentity, Side, fake_identities, sides, until
+from tests.unit.net.link_help import FakeAdmission, FakeIdentity, Side, fake_identities, sides, until
 from tests.unit.net.relay_help import FAST, dial_via, relayed, serve, server, want
 
 WINDOW = limits.CIRCUIT_WINDOW_BYTES
@@ -103,6 +104,29 @@ def test_the_33rd_reservation_is_refused_in_words() -> None:
             await others[5].hub.stop()
             await until(lambda: len(server(middle).reserved) == 31)
             await others[32].hub.reaching.ends.reserve(middle.peer)
+
+    asyncio.run(main())
+
+
+def test_ids_minted_from_one_invitation_leave_room_for_others() -> None:
+    async def main() -> None:
+        relay = replace(FAST, reservations_max=4, circuits_max=8, circuits_per_asker_max=2)
+        async with relayed(tls=False, more=6, relay=relay) as made:
+            middle, two, evil, honest = made[1], made[2], made[3:8], made[8]
+            for each in evil:
+                middle.link_to(each)._admission = FakeAdmission(each.peer, invitation=b"one token")
+            # Of four reservations three, with the honest one that there is already.
+            results = [await _raised(each.hub.reaching.ends.reserve(middle.peer)) for each in evil]
+            assert [result is None for result in results] == [True] * 3 + [False] * 2
+            legs = [Probe(each, each.link_to(middle)) for each in evil for _ in range(2)]
+            for leg in legs:
+                leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
+            await until(lambda: all(leg.ended or leg.grants for leg in legs))
+            assert sum(bool(leg.grants) for leg in legs) == 6
+            assert {leg.ended[0][1] for leg in legs if leg.ended} == {
+                "peers of your invitation have 6 circuits here already: try another relay"
+            }
+            await dial_via(honest, middle, two)
 
     asyncio.run(main())
 
@@ -250,14 +274,14 @@ def test_a_circuit_on_which_nothing_moves_is_closed() -> None:
 
 def test_the_gate_and_the_limit_of_half_open_connections_hold_for_circuits_too() -> None:
     async def main() -> None:
-        settings = LinkSettings(half_open_max=2)
+        settings = LinkSettings(half_open_per_relay=2)
         async with relayed(tls=False, settings=settings) as (one, middle, two):
             legs = [Probe(one, one.link_to(middle)) for _ in range(3)]
             for leg in legs:
                 leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
             await until(lambda: legs[2].ended and legs[0].grants and legs[1].grants)
             assert "takes no connections now" in legs[2].ended[0][1]
-            assert len(two.hub._half_open) == 2
+            assert len(two.hub._half_open_relayed) == 2
 
     asyncio.run(main())
 
@@ -271,6 +295,49 @@ def test_the_gate_and_the_limit_of_half_open_connections_hold_for_circuits_too()
             assert len([leg for leg in legs if leg.grants]) == 2
 
     asyncio.run(flood())
+
+
+def test_circuits_are_offered_only_by_relays_that_keep_us_reachable() -> None:
+    async def main() -> None:
+        async with relayed(tls=False, more=1) as (one, middle, two, three):
+            # A linked member without a reservation of ours, and then the relay, invent askers as fast as they may.
+            for liar, taken in ((one, 0), (middle, limits.HALF_OPEN_PER_RELAY_MAX)):
+                link = await liar.hub.dial(two.address, two.peer)
+                legs = [Probe(liar, link) for _ in range(3 * limits.HALF_OPEN_MAX)]
+                for number, leg in enumerate(legs):
+                    link.send(CircuitOffered(leg.number, bytes([number % 256]) * 32, WINDOW))
+                await until(lambda legs=legs, taken=taken: sum(not leg.ended for leg in legs) <= taken)
+                assert all(leg.grants or leg.ended for leg in legs)
+                if liar is one:
+                    assert legs[0].ended[0][0] == "refused"
+                    assert "has no reservation at this relay" in legs[0].ended[0][1]
+                assert len(two.hub._half_open_relayed) <= taken
+                assert len(two.hub._half_open) == 0
+            await three.hub.dial(two.address, two.peer)
+
+    asyncio.run(main())
+
+
+def test_a_circuit_that_is_offered_right_behind_the_promise_is_taken() -> None:
+    async def main() -> None:
+        async with relayed(tls=False, reserve=False) as (_, middle, two):
+            link = middle.link_to(two)
+            leg = Probe(middle, link)
+
+            def promise(on: Link, message: Message) -> bool:
+                if isinstance(message, RelayReserve):
+                    link.send(RelayReserved(60.0, 1, 1))
+                    link.send(CircuitOffered(leg.number, b"s" * 32, WINDOW))
+                elif isinstance(message, (CircuitCredit, CircuitClosed)):
+                    middle.hub.reaching.circuits.heard(on, message)
+                return True
+
+            middle.hub.reaching.heard = promise  # type: ignore[method-assign]
+            await two.hub.reaching.ends.reserve(middle.peer)
+            await until(lambda: leg.grants or leg.ended)
+            assert leg.grants
+
+    asyncio.run(main())
 
 
 # --- flow -------------------------------------------------------------------------------------------------------------
@@ -349,6 +416,47 @@ def test_relayed_bytes_leave_only_when_the_link_has_room_however_much_the_target
             assert server(middle).held_bytes > total - limits.BULK_BUFFER_BYTES - 2 * len(piece)
             network.release(middle.host, two.host)
             await until(lambda: sum(len(each) for each in came) == total, "all of it goes on")
+
+    asyncio.run(main())
+
+
+def test_a_window_in_crumbs_costs_the_relay_what_a_window_costs() -> None:
+    async def main() -> None:
+        crumbs = 20_000
+        async with relayed(tls=False) as (one, middle, two):
+            came = take_all(two, 1)
+            leg = Probe(one, one.link_to(middle))
+            leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
+            await until(lambda: leg.grants)
+            for number in range(crumbs):
+                leg.link.send(CircuitData(leg.number, bytes([number % 251])))
+            await until(lambda: server(middle).held_bytes == crumbs - 1)
+            onward = next(iter(server(middle)._circuits)).target
+            assert sys.getsizeof(onward._queue) < 2 * crumbs
+            # All of it may go at once now: in the largest messages there are, not in 20,000.
+            two.link_to(middle).send(CircuitCredit(onward.number, WINDOW))
+            await until(lambda: sum(len(each) for each in came) == crumbs)
+            assert [len(each) for each in came] == [1, crumbs - 1]
+            assert b"".join(came) == bytes(number % 251 for number in range(crumbs))
+
+    asyncio.run(main())
+
+
+def test_crumbs_count_at_the_rate_of_a_circuit_as_what_they_cost() -> None:
+    async def main() -> None:
+        least = limits.CIRCUIT_DATA_COUNTED_BYTES_MIN
+        relay = replace(FAST, bytes_per_second=50 * least, burst_bytes=10 * least)
+        async with relayed(tls=False, relay=relay) as (one, middle, two):
+            came = take_all(two, WINDOW)
+            leg = Probe(one, one.link_to(middle))
+            leg.link.send(CircuitOpen(leg.number, two.peer, WINDOW))
+            await until(lambda: leg.grants)
+            for _ in range(200):
+                leg.link.send(CircuitData(leg.number, b"x"))
+            await until(lambda: sum(len(each) for each in came) == 200)
+            # Ten at once, then what has gathered within a fiftieth of a second.
+            assert [len(each) for each in came[:10]] == [1] * 10
+            assert len(came) < 20
 
     asyncio.run(main())
 

@@ -196,6 +196,33 @@ def test_revocation_ends_sessions_at_once_and_the_others_go_on() -> None:
     assert anna.payloads.count(b"fine") == 38
 
 
+def test_sessions_end_with_the_membership_of_their_peer() -> None:
+    net = Net()
+    anna, bert = (
+        net.station(member(seed, valid_s=90 * DAY_S), number) for number, seed in enumerate(("anna", "bert"), 1)
+    )
+    carl = net.station(member("carl"), 3)
+    joined(net, anna, bert)
+    joined(net, anna, carl)
+    info = anna.sessions.session(bert.peer)
+    assert info is not None
+    anna.identity.wall = info.admission.expires_wall
+    net.say(bert, anna, b"still")
+    net.run(10.0)
+    assert anna.payloads[-1:] == [b"still"]
+    anna.identity.wall = info.admission.expires_wall + 1
+    net.run(10.0)
+    assert anna.sessions.session(bert.peer) is None
+    assert anna.sessions.session(carl.peer) is not None
+    assert reasons(anna) == [AdmissionReason.EXPIRED]
+    # What it says on what it believes to have is not heard, nor is it let in again.
+    net.say(bert, anna, b"not any more")
+    net.run(30.0)
+    assert b"not any more" not in anna.payloads
+    assert anna.sessions.session(bert.peer) is None
+    anna.sessions.check_invariants()
+
+
 def test_whoever_is_half_open_when_trust_changes_is_judged_again() -> None:
     net = Net(lambda flying: () if flying.kind is Kind.ACCEPT else (DELAY_S,))
     anna, bert = (net.station(each, number) for number, each in enumerate(pair(), 1))

@@ -45,6 +45,7 @@ class FakeLink:
     def __init__(self, membership: Membership) -> None:
         self.peer = PeerId(b"\2" * 32)
         self.closed = False
+        self.expires_wall = membership.expires_wall
         self.admission = SimpleNamespace(invitation=membership.invitation, expires_wall=membership.expires_wall)
         self.hello = SimpleNamespace(invitations=membership.chain)
         self.sent: list[Message] = []
@@ -105,6 +106,12 @@ def test_a_renewal_is_kept_for_the_next_start_and_passed_on_once(
     assert other.sent == [Renewals((renewed,))]
     assert source.sent == []
     assert side.identity.membership.expires_wall == clock.now + 90 * DAY_S
+    # Links of the same invitation need not end with the certificates that they were made with.
+    assert source.expires_wall == other.expires_wall == clock.now + 90 * DAY_S
+    late = FakeLink(side.identity.membership)
+    late.expires_wall = clock.now + DAY_S
+    side.admission.greet(late)  # type: ignore[arg-type]
+    assert late.expires_wall == clock.now + 90 * DAY_S
     clock.now += 50 * DAY_S
     again = Side(others.get("home"), clock, side.kept)
     assert again.identity.membership.expires_wall > clock.now

@@ -38,6 +38,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
 def test_all_kinds_of_values_from_texts_and_from_toml(tmp_path: Path) -> None:
     environ = {
         "P2PCOMPUTE_LAN": "no",
+        "P2PCOMPUTE_RELAY": "no",
         "P2PCOMPUTE_MEMORY_BYTES": "2GiB",
         "P2PCOMPUTE_LABELS": "fast, quiet ,fast",
         "P2PCOMPUTE_BOOTSTRAP": "10.0.0.1:1, [fd00::1]:2, host.example",
@@ -47,11 +48,12 @@ def test_all_kinds_of_values_from_texts_and_from_toml(tmp_path: Path) -> None:
     from_texts = load_config({}, environ, None)
     file = write(
         tmp_path,
-        'lan = false\nmemory_bytes = 2147483648\nlabels = ["fast", "quiet"]\ninstance = 3\nlog_level = "debug"\n'
+        'lan = false\nrelay = false\nmemory_bytes = 2147483648\nlabels = ["fast", "quiet"]\ninstance = 3\nlog_level = "debug"\n'
         'bootstrap = ["10.0.0.1:1", "[fd00::1]:2", "host.example"]\n',
     )
     from_file = load_config({}, {}, file)
     assert from_texts == from_file
+    assert not from_file.relay
     assert from_file.labels == ("fast", "quiet")
     assert from_file.bootstrap == (
         Address("10.0.0.1", 1),

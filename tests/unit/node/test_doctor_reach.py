@@ -58,3 +58,11 @@ def test_datagrams_that_reach_nobody_are_a_warning() -> None:
 
 def test_a_peer_of_an_earlier_version_says_nothing() -> None:
     assert list(_reach_findings("peer 1", {"port": 9876})) == []
+
+
+def test_who_refuses_to_be_a_relay_is_told_so() -> None:
+    serves = {"allowed": False, "serving": False, "reserved": 0, "circuits": 0, "bytes": 0}
+    (found,) = findings(serves=serves)
+    assert found.level == Level.OK
+    assert "it is no relay of others (relay = false)" in found.text
+    assert "no relay" not in findings()[0].text

@@ -15,7 +15,7 @@ from p2pcompute.membership import reach_events as reach
 from p2pcompute.membership.machine import Tick
 from p2pcompute.membership.reach import ReachMachine
 from p2pcompute.model import limits
-from p2pcompute.model.errors import LinkClosedError
+from p2pcompute.model.errors import BusyError, LinkClosedError
 from p2pcompute.model.ids import NetworkId, PeerId, short_peer_id
 from p2pcompute.model.peer import Address, Isolation, PeerRecord, Reach, Relay
 from p2pcompute.net.link import Link
@@ -137,6 +137,20 @@ def test_who_can_be_dialled_serves_as_a_relay(to: Reach, serves: bool) -> None:
         assert server.serving is serves
         assert made.changes[-1] is made.reaching.reach is to
         assert made.reaching.external == (OUTSIDE,)
+
+    run(test)
+
+
+def test_whose_owner_does_not_want_it_is_no_relay() -> None:
+    async def test(made: Bench, others: list[Side]) -> None:
+        server = made.side.hub.reaching.server
+        made.reaching.may_relay = False
+        made.say(changed(Reach.PUBLIC, OUTSIDE))
+        assert made.reaching.reach is Reach.PUBLIC
+        assert not server.serving
+        await others[1].hub.dial(made.side.address, made.side.peer)
+        with pytest.raises(BusyError, match="its owner does not want it: ask another one"):
+            await others[1].hub.reaching.ends.reserve(made.side.peer)
 
     run(test)
 
