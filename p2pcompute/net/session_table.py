@@ -3,7 +3,7 @@
 Both ends of a pair of peers may hold several sessions for a while: two that were begun at the same time, or one and its successor. They
 send on the same one without a word about it, because sessions are ordered by what both know of them: the generation that
 the handshake agreed on, then whether the peer with the lower id began, then the session's id. Refuses to know:
-datagrams, addresses' rates, when anything is repeated.
+datagrams, rates, when anything is repeated.
 """
 
 from __future__ import annotations
@@ -13,12 +13,48 @@ from collections import OrderedDict
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
+from p2pcompute.net.datagram_rates import Bucket
 from p2pcompute.net.handshakes import Shown
-from p2pcompute.net.session_events import SessionInfo, SessionSettings
+from p2pcompute.net.session_events import SessionInfo, SessionSettings, Transmit
 from p2pcompute.wire.session import Opener, Sealer, SessionKeys
 
 #: What orders the sessions of one pair, the same on both sides; the greatest is the one in use.
 Order = tuple[int, bool, bytes]
+
+
+class Trial:
+    """One address at which a peer may be (`session_questions.py`)."""
+
+    __slots__ = ("_room_bytes", "_tries_max", "address", "since", "token", "tries")
+
+    def __init__(self, address: Address, token: bytes, tries_max: int, now: float) -> None:
+        #: Where datagrams of the peer came from.
+        self.address = address
+        #: What an answer from there must hold.
+        self.token = token
+        #: When the first one came, monotonic seconds.
+        self.since = now
+        #: How often the peer was asked there; at most `_tries_max`.
+        self.tries = 0
+        self._tries_max = tries_max
+        #: What may still be sent there.
+        self._room_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the peer was asked as often as it is, and did not answer: nothing more is sent there."""
+        return self.tries >= self._tries_max
+
+    def heard(self, size_bytes: int) -> None:
+        """So much has come from there."""
+        self._room_bytes += limits.UNPROVEN_ADDRESS_FACTOR * size_bytes
+
+    def takes(self, size_bytes: int) -> bool:
+        """Whether so much may be sent there; it is counted then."""
+        if size_bytes > self._room_bytes:
+            return False
+        self._room_bytes -= size_bytes
+        return True
 
 
 class Session:
@@ -27,7 +63,7 @@ class Session:
     __slots__ = (
         "accept", "accept_repeated", "address", "armed_at", "asked", "bytes_in", "bytes_out", "due", "entry", "heard_at", "index", "initiated",
         "is_confirmed", "opener", "order", "proof_digest", "refresh_at", "remote", "replayed", "rtt_s", "sealer", "shown", "since",
-        "tries", "unanswered_since", "unsealed",
+        "trial", "tries", "unanswered_since", "unsealed",
     )  # fmt: skip
 
     def __init__(
@@ -49,8 +85,10 @@ class Session:
         self.shown = shown
         #: The row of its peer, None while half open.
         self.entry: Entry | None = None
-        #: Where its peer was last heard; datagrams go there.
+        #: Where its peer has shown to be; datagrams go there.
         self.address = address
+        #: Another address from which its peer was heard last, while it has not answered there.
+        self.trial: Trial | None = None
         #: When the handshake was done, monotonic seconds.
         self.since = now
         #: When its peer was last heard.
@@ -67,7 +105,8 @@ class Session:
         self.proof_digest = b""
         self.accept = b""
         self.accept_repeated = False
-        #: Next repetition of the confirming datagram, how many were sent, and for which `due` a timer is set.
+        #: Next repetition of the confirming datagram, or of the question of a trial; how many of the former were sent, and for
+        #: which `due` a timer is set.
         self.due = float("inf")
         self.tries = 0
         self.armed_at: float | None = None
@@ -83,6 +122,18 @@ class Session:
         """Who is at its other end."""
         return self.shown.admission.peer
 
+    def seal(self, channel: int, payload: bytes, now: float) -> Transmit:
+        """`payload` on its way to the peer."""
+        data = self.sealer.seal(channel, payload)
+        self.bytes_out += len(data)
+        if self.unanswered_since is None:
+            self.unanswered_since = now
+        trial = self.trial
+        # Most likely the peer has moved: what there is room for goes there, so that it misses nothing meanwhile.
+        if trial is not None and not trial.is_over and trial.takes(len(data)):
+            return Transmit(data, trial.address)
+        return Transmit(data, self.address)
+
     def info(self) -> SessionInfo:
         """A snapshot."""
         return SessionInfo(
@@ -94,9 +145,9 @@ class Session:
 class Entry:
     """One peer with which there are sessions."""
 
-    __slots__ = ("best", "epoch", "peer", "refreshed_at", "sessions")
+    __slots__ = ("best", "epoch", "peer", "rate", "refreshed_at", "sessions")
 
-    def __init__(self, peer: PeerId, epoch: int) -> None:
+    def __init__(self, peer: PeerId, epoch: int, now: float) -> None:
         self.peer = peer
         #: In falling order, never empty outside of the table, at most `limits.SESSIONS_PER_PEER_MAX`.
         self.sessions: list[Session] = []
@@ -104,6 +155,8 @@ class Entry:
         self.best: Session
         #: Of the trust under which its peer was last judged.
         self.epoch = epoch
+        #: What its peer may send, from wherever.
+        self.rate = Bucket(limits.DATAGRAMS_PER_SECOND_PER_PEER, now)
         #: When a handshake for a fresh session was last begun.
         self.refreshed_at = float("-inf")
 
@@ -151,7 +204,7 @@ class SessionTable:
         self.by_remote[session.remote, session.address] = session
         entry = self.peers.get(peer)
         if entry is None:
-            entry = self.peers[peer] = Entry(peer, self.epoch)
+            entry = self.peers[peer] = Entry(peer, self.epoch, session.since)
         entry.epoch = self.epoch
         session.entry = entry
         entry.sessions.append(session)

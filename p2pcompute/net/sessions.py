@@ -2,12 +2,13 @@
 
 Rules, in the order in which a datagram meets them: its size; the rate of its address, and of strangers together; for a sealed
 one its session, its counter, its seal; for a handshake its network and version, its cookie, the rate of handshakes, and only then
-certificates and signatures. Whatever fails is counted and answered with silence, except that a HELLO gets a cookie, and that a sealed
+certificates and signatures; for a sealed one, once it has opened, the rate of its peer. Whatever fails is counted and answered with silence, except that a HELLO gets a cookie, and that a sealed
 datagram of no known session gets a hint. A hint proves nothing, so it ends nothing: it begins a handshake, and the session in doubt
 is used until the new one is up.
 
 Both peers may begin at once: both handshakes may finish, and both sides then use the same of the two
-(`session_table.py`). Whoever answers sends nothing before the other side's first sealed datagram has opened.
+(`session_table.py`). Whoever answers sends nothing before the other side's first sealed datagram has opened. A session follows its
+peer to another address once the peer has answered there (`session_questions.py`).
 
 No clock (`now`: monotonic seconds, never going back), no sockets, no dice but the entropy that was passed. Refuses to know what payloads mean.
 """
@@ -44,6 +45,7 @@ from p2pcompute.net.session_events import (
     Transmit,
     Why,
 )
+from p2pcompute.net.session_questions import Questions
 from p2pcompute.net.session_table import Entry, Session, SessionTable
 from p2pcompute.net.session_trust import Judge
 from p2pcompute.wire.datagram import (
@@ -63,7 +65,7 @@ from p2pcompute.wire.datagram import (
     write_cookie,
     write_unknown,
 )
-from p2pcompute.wire.session import ANSWER, OWN_CHANNEL, QUESTION, check_payload, digest
+from p2pcompute.wire.session import OWN_CHANNEL, QUESTION, check_payload, digest
 
 _SEALED = int(Kind.SEALED)
 _NOTHING: tuple[Effect, ...] = ()
@@ -94,6 +96,8 @@ class Sessions:
         )
         #: When handshakes of ours, and first datagrams of sessions, are repeated.
         self._timers = Timers()
+        #: Whether the keys of sessions work, and their peers are where they seem to be.
+        self._questions = Questions(self.table, self._timers, entropy, self._settings)
         #: When ended sessions are looked for next; None while there are none at all.
         self._sweep_at: float | None = None
         #: Judges peers again after trust has changed.
@@ -123,7 +127,7 @@ class Sessions:
             if refused is not None:
                 return refused
         session = entry.best
-        effects: list[Effect] = [self._seal(session, channel, payload, now)]
+        effects: list[Effect] = [session.seal(channel, payload, now)]
         self.table.peers.move_to_end(peer)
         if now >= session.refresh_at or session.sealer.counter >= self._settings.rekey_datagrams:
             effects += self._refresh(entry, addresses, now)
@@ -144,13 +148,6 @@ class Sessions:
             return self._count(Why.BUSY)
         self._attempts.aim(attempt, (address,), now)
         return self._drive(attempt, now)
-
-    def _seal(self, session: Session, channel: int, payload: bytes, now: float) -> Transmit:
-        data = session.sealer.seal(channel, payload)
-        session.bytes_out += len(data)
-        if session.unanswered_since is None:
-            session.unanswered_since = now
-        return Transmit(data, session.address)
 
     def _send_later(
         self, peer: PeerId, addresses: Sequence[Address], channel: int, payload: bytes, now: float
@@ -193,7 +190,7 @@ class Sessions:
         if session.asked:
             return _NOTHING
         session.asked = True
-        return [self._seal(session, OWN_CHANNEL, QUESTION, now)]
+        return [session.seal(OWN_CHANNEL, QUESTION, now)]
 
     # --- handshakes of ours ---------------------------------------------------------------------------------------------
 
@@ -256,7 +253,7 @@ class Sessions:
         effects = self._use(session, now)
         effects += self._send_held(attempt, session.peer, now)
         # Held payloads may have gone on another session: this one is confirmed in any case.
-        return effects + self._confirm(session, now)
+        return [*effects, *self._questions.confirm(session, now)]
 
     # --- handshakes of others -------------------------------------------------------------------------------------------
 
@@ -313,17 +310,7 @@ class Sessions:
 
     def _send_held(self, attempt: Attempt, peer: PeerId, now: float) -> list[Effect]:
         best = self.table.peers[peer].best
-        return [self._seal(best, channel, payload, now) for _, channel, payload in attempt.held]
-
-    def _confirm(self, session: Session, now: float) -> list[Effect]:
-        """Say that our keys work, and again after growing pauses until something opens."""
-        if session.is_confirmed or session.tries >= self._settings.tries_max:
-            session.due, session.armed_at = float("inf"), None
-            return []
-        session.due = now + self._settings.retry_s * 2**session.tries
-        session.tries += 1
-        self._timers.arm(session)
-        return [self._seal(session, OWN_CHANNEL, QUESTION, now)]
+        return [best.seal(channel, payload, now) for _, channel, payload in attempt.held]
 
     def _sealed(self, data: bytes, source: Address, now: float) -> Sequence[Effect]:
         if len(data) < SEALED_BYTES_MIN:
@@ -348,8 +335,6 @@ class Sessions:
         session.unanswered_since = None
         session.asked = False
         session.bytes_in += len(data)
-        if is_elsewhere and counter > newest:
-            self.table.move(session, source)
         entry = session.entry
         effects: list[Effect] = []
         if entry is None or not session.is_confirmed:
@@ -360,13 +345,17 @@ class Sessions:
             if refused is not None:
                 return refused
         self.table.peers.move_to_end(entry.peer)
+        if not entry.rate.take(now):
+            return effects + self._refuse(Why.RATE, source, BusyError(f"too many datagrams from {source.host}"), now)
+        if is_elsewhere:
+            effects += self._questions.heard_elsewhere(session, source, len(data), counter > newest, now)
+        elif counter > newest:
+            session.trial = None  # it speaks from where it was
         channel = plain[0]
         if channel != OWN_CHANNEL:
-            effects.append(Delivered(entry.peer, channel, plain[1:], source))
-        elif plain[1:] == QUESTION:
-            answer = session.sealer.seal(OWN_CHANNEL, ANSWER)
-            session.bytes_out += len(answer)
-            effects.append(Transmit(answer, session.address))
+            effects.append(Delivered(entry.peer, channel, plain[1:], session.address))
+        else:
+            effects += self._questions.heard_own(session, plain[1:], source)
         return effects
 
     def _first_opened(self, session: Session, now: float) -> list[Effect]:
@@ -472,7 +461,7 @@ class Sessions:
             if isinstance(owner, Attempt):
                 effects += self._drive(owner, now)
             elif self.table.by_index.get(owner.index) is owner:
-                effects += self._confirm(owner, now)
+                effects += self._questions.again(owner, now)
         if self._judge.due is not None and now >= self._judge.due:
             for entry in self._judge.next_few(now):
                 effects += self._drop_refused(entry, now) or ()

@@ -34,7 +34,7 @@ class UdpEvents(Protocol):
     """What the endpoint tells. Called from the loop; may call the endpoint."""
 
     def datagram(self, peer: PeerId, channel: int, payload: bytes, source: Address) -> None:
-        """`peer` sent this, once, from `source`. The payload is a stranger's bytes all the same."""
+        """`peer`, which has shown to be at `source`, sent this, once. The payload is a stranger's bytes all the same."""
 
     def session_up(self, peer: PeerId, address: Address, admission: Admitted) -> None:
         """A handshake with `peer` is done: its first, after a restart, or for fresh keys."""
