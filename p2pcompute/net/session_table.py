@@ -8,7 +8,7 @@ datagrams, rates, when anything is repeated.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
@@ -170,6 +170,8 @@ class SessionTable:
         self.by_index: dict[int, Session] = {}
         #: Every usable session by their index and where they are: what a hint names.
         self.by_remote: dict[tuple[int, Address], Session] = {}
+        #: How many of `by_remote` are at each address.
+        self._at: Counter[Address] = Counter()
         #: Sessions that others began, by the PROOF that made them.
         self.by_proof: dict[bytes, Session] = {}
         #: Peers with a usable session, the longest unused first.
@@ -201,7 +203,7 @@ class SessionTable:
         peer = session.peer
         self.half_open.pop(session.index, None)
         self.by_index[session.index] = session
-        self.by_remote[session.remote, session.address] = session
+        self._place(session)
         entry = self.peers.get(peer)
         if entry is None:
             entry = self.peers[peer] = Entry(peer, self.epoch, session.since)
@@ -222,19 +224,34 @@ class SessionTable:
 
     def move(self, session: Session, address: Address) -> None:
         """Its peer is at `address` now."""
-        if self.by_remote.get((session.remote, session.address)) is session:
-            del self.by_remote[session.remote, session.address]
+        self._unplace(session)
         session.address = address
         if session.entry is not None:
-            self.by_remote[session.remote, address] = session
+            self._place(session)
+
+    def is_at(self, address: Address) -> bool:
+        """Whether a peer with a usable session is at `address`."""
+        return address in self._at
+
+    def _place(self, session: Session) -> None:
+        key = (session.remote, session.address)
+        if key not in self.by_remote:
+            self._at[session.address] += 1
+        self.by_remote[key] = session
+
+    def _unplace(self, session: Session) -> None:
+        if self.by_remote.get((session.remote, session.address)) is session:
+            del self.by_remote[session.remote, session.address]
+            self._at[session.address] -= 1
+            if not self._at[session.address]:
+                del self._at[session.address]
 
     def remove(self, session: Session) -> None:
         """Forget `session`, and its peer where it was the last one."""
         del self.by_index[session.index]
         self.half_open.pop(session.index, None)
         self.by_proof.pop(session.proof_digest, None)
-        if self.by_remote.get((session.remote, session.address)) is session:
-            del self.by_remote[session.remote, session.address]
+        self._unplace(session)
         entry = session.entry
         if entry is None:
             return
@@ -275,6 +292,7 @@ class SessionTable:
             assert all(each.entry is entry and each.peer == entry.peer for each in entry.sessions)
         assert set(self.by_remote.values()) <= set(usable)
         assert all(key == (each.remote, each.address) for key, each in self.by_remote.items())
+        assert self._at == Counter(address for _, address in self.by_remote)
         assert all(each is self.by_index[each.index] for each in self.by_proof.values())
         assert len(self.half_open) <= limits.HALF_OPEN_MAX
         assert all(each.entry is None and not each.initiated for each in self.half_open.values())

@@ -1,7 +1,8 @@
 """All sessions of one peer with others: a machine that takes datagrams and gives datagrams.
 
-Rules, in the order in which a datagram meets them: its size; the rate of its address, and of strangers together; for a sealed
-one its session, its counter, its seal; for a handshake its network and version, its cookie, the rate of handshakes, and only then
+Rules, in the order in which a datagram meets them: its size; the rate of its address; for a sealed one its session, the rate of
+strangers together where its peer is elsewhere, its counter, its seal; for a handshake its network and version, the rate of strangers
+together where it is none of a peer and no answer to ours, its cookie, the rate of handshakes, and only then
 certificates and signatures; for a sealed one, once it has opened, the rate of its peer. Whatever fails is counted and answered with silence, except that a HELLO gets a cookie, and that a sealed
 datagram of no known session gets a hint. A hint proves nothing, so it ends nothing: it begins a handshake, and the session in doubt
 is used until the new one is up.
@@ -272,7 +273,7 @@ class Sessions:
                 return self._blame(Why.REPLAY, source, now)
             known.accept_repeated = True
             return [Transmit(known.accept, source)]
-        if not self._rates.admits_handshake(source.host, now):
+        if not self._rates.admits_handshake(source.host, now, is_known=self.table.is_at(source)):
             return self._refuse(Why.HANDSHAKES, source, BusyError(f"too many handshakes from {source.host}"), now)
         try:
             shown = self._handshaker.judge_proof(said, self._identity.admit)
@@ -422,8 +423,6 @@ class Sessions:
             return self._refuse(Why.RATE, source, BusyError(f"too many datagrams from {source.host}"), now)
         if data[0] == _SEALED:
             return self._sealed(data, source, now)
-        if not self._rates.admits_strange(source.host, now):
-            return self._blame(Why.RATE, source, now)
         if data[2 : 2 + TAG_BYTES] != self._handshaker.tag:
             return self._blame(Why.FOREIGN, source, now)
         if data[1] != VERSION:
@@ -432,6 +431,8 @@ class Sessions:
             said = decode_handshake(data)
         except PeerError:
             return self._blame(Why.MALFORMED, source, now)
+        if not self._is_expected(said, source) and not self._rates.admits_strange(source.host, now):
+            return self._blame(Why.RATE, source, now)
         match said:
             case Hello():
                 return self._hello(said, source, now)
@@ -443,6 +444,13 @@ class Sessions:
                 return self._accept(said, data, source, now)
             case Unknown():
                 return self._unknown(said, source, now)
+
+    def _is_expected(self, said: Hello | Cookie | Proof | Accept | Unknown, source: Address) -> bool:
+        """Whether it comes from where a peer is, or from where an answer to `said`'s receiver is awaited."""
+        if isinstance(said, Cookie | Accept):
+            _, candidate = self._attempts.by_index.get(said.receiver, (None, None))
+            return candidate is not None and candidate.address == source
+        return self.table.is_at(source)
 
     # --- time -----------------------------------------------------------------------------------------------------------
 
