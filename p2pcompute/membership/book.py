@@ -282,7 +282,7 @@ class PeerBook:
             case gossip.Versions():
                 exchange.versions(source, message, way, event.wall, now)
             case gossip.Want():
-                exchange.wanted(source, message, way)
+                exchange.wanted(source, message, way, now)
             case gossip.Piece():
                 exchange.piece(source, message, event.wall, now)
 

@@ -13,6 +13,7 @@ from p2pcompute.membership.common import Common
 from p2pcompute.membership.detector import Detector
 from p2pcompute.membership.intake import Intake
 from p2pcompute.membership.machine import earliest
+from p2pcompute.membership.rate import RateTable
 from p2pcompute.membership.table import Row
 from p2pcompute.membership.voice import Voice, record_subject
 from p2pcompute.membership.wants import Wants
@@ -50,6 +51,8 @@ class Exchange:
         self._assembly = pieces.Assembly()
         #: Signed rumours that were heard and checked lately, oldest first; at most `limits.RUMOURS_REMEMBERED_MAX`.
         self._remembered: dict[bytes, None] = {}
+        #: Bytes of records that each peer got by asking in datagrams.
+        self._given: RateTable[PeerId] = RateTable(limits.PEERS_MAX)
         #: When digests are exchanged with somebody; None while there is nobody.
         self._round_at: float | None = None
         #: Seconds from that round to the next one, before jitter; at most `anti_entropy_s`.
@@ -212,18 +215,26 @@ class Exchange:
 
     # --- records ------------------------------------------------------------------------------------------------------
 
-    def wanted(self, source: PeerId, message: gossip.Want, way: Way) -> None:
+    def wanted(self, source: PeerId, message: gossip.Want, way: Way, now: float) -> None:
         """`source` asks for records."""
         wires: list[bytes] = []
         asked = message.peers if way is Way.LINK else message.peers[: limits.WANTS_PER_DATAGRAM_MAX]
         for start in dict.fromkeys(asked):
-            if self._common.own.peer.startswith(start):
-                wires.append(self._common.table.own.wire)
-            else:
-                row = self._common.table.with_prefix(start)
-                if row is not None and row.status is not PeerStatus.DEAD:
-                    wires.append(row.signed.wire)
+            wire = self._wire_of(start)
+            if wire is None:
+                continue
+            per_second = limits.WANTED_BYTES_PER_SECOND_PER_PEER
+            if way is Way.DATAGRAM and not self._given.take(source, per_second, now, len(wire)):
+                break
+            wires.append(wire)
         self.send_records(source, wires, way)
+
+    def _wire_of(self, start: bytes) -> bytes | None:
+        """The record of the peer whose id begins with `start`, where it is here and its peer lives."""
+        if self._common.own.peer.startswith(start):
+            return self._common.table.own.wire
+        row = self._common.table.with_prefix(start)
+        return row.signed.wire if row is not None and row.status is not PeerStatus.DEAD else None
 
     def send_records(self, to: PeerId, wires: list[bytes], way: Way) -> None:
         """Send `wires`, in as many messages as it takes; in pieces those that no datagram holds."""

@@ -28,12 +28,12 @@ class TokenBucket:
         """Tokens at `now`."""
         return min(self.per_second, self.tokens + max(0.0, now - self.at) * self.per_second)
 
-    def take(self, now: float) -> bool:
-        """Whether one more may pass now; takes its token if so."""
+    def take(self, now: float, cost: float = 1.0) -> bool:
+        """Whether one more of `cost` tokens may pass now; takes them if so."""
         level = self.level(now)
         self.at = now
-        self.tokens = level - 1 if level >= 1 else level
-        return level >= 1
+        self.tokens = level - cost if level >= cost else level
+        return level >= cost
 
 
 class RateTable(Generic[K]):
@@ -45,8 +45,8 @@ class RateTable(Generic[K]):
         #: Bound of `_buckets`.
         self._senders_max = senders_max
 
-    def take(self, sender: K, per_second: float, now: float) -> bool:
-        """Whether one more of `sender` may pass now."""
+    def take(self, sender: K, per_second: float, now: float, cost: float = 1.0) -> bool:
+        """Whether one more of `sender`, of `cost` tokens, may pass now."""
         bucket = self._buckets.get(sender)
         if bucket is None:
             if len(self._buckets) >= self._senders_max:
@@ -54,7 +54,7 @@ class RateTable(Generic[K]):
             if len(self._buckets) >= self._senders_max:
                 return False
             bucket = self._buckets[sender] = TokenBucket(per_second, per_second, now)
-        return bucket.take(now)
+        return bucket.take(now, cost)
 
     def _forget_full(self, now: float) -> None:
         self._buckets = {

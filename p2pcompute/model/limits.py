@@ -137,6 +137,10 @@ COOKIE_SECRET_S = 120.0
 DATAGRAMS_PER_SECOND_PER_ADDRESS = 2_000
 #: Datagrams a second that belong to no session at its known address, near and far each: 5 % of a core.
 STRANGE_DATAGRAMS_PER_SECOND = 5_000
+#: Datagrams a second of one peer, from whatever addresses: a hundred times what gossip and the address book of a busy peer are.
+DATAGRAMS_PER_SECOND_PER_PEER = 2_000
+#: What is sent to an address for each byte that came from there, until who claims to be there has shown it (RFC 9000, 8.1).
+UNPROVEN_ADDRESS_FACTOR = 3
 #: How much more of all that addresses of our own site may send: a laboratory or a campus behind one address.
 NEAR_RATE_FACTOR = 10
 #: Addresses whose datagrams are counted; the longest quiet one is forgotten, since the bounds above hold all together.
@@ -169,6 +173,10 @@ BROKEN_PROMISES_MAX = 256.0
 BROKEN_PROMISES_FORGIVEN_PER_SECOND = 1.0
 #: Records asked for in one datagram: the answer is as many datagrams, and a socket's buffer holds them.
 WANTS_PER_DATAGRAM_MAX = 32
+#: Bytes of records a second, and at once, that one peer gets by asking in datagrams. Its address is proven, so it floods nobody else;
+#: padding each request to a third of the answer instead would cost every honest one 300 bytes. An honest peer asks for 32
+#: records of up to 1,200 bytes five times a second where it has no link: nobody who keeps to that is ever refused.
+WANTED_BYTES_PER_SECOND_PER_PEER = 256 * 1024.0
 #: Records that are put together from pieces at a time: 8 KiB each.
 PARTIALS_MAX = 64
 #: A record whose pieces have not all come within this is given up.

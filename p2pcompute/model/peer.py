@@ -44,12 +44,17 @@ class Address:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether `host` is an address rather than a name."""
+        """Whether `host` is an address rather than a name; one of IPv6 may have a zone."""
         try:
-            ipaddress.ip_address(self.host.partition("%")[0])
+            ipaddress.ip_address(self.host)
         except ValueError:
             return False
         return True
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether it means on every machine what it means here: numeric, without a zone, which names an interface of one machine."""
+        return self.is_numeric and "%" not in self.host
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Address:

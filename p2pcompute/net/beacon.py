@@ -173,7 +173,7 @@ class BeaconShell:
             return
         host, _, zone = to.host.partition("%")
         try:
-            scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone) if zone else 0
+            scope = zone_index(zone)
         except OSError:
             return  # the interface is gone, and its peer with it
         self._send(data, (host, to.port, 0, scope))
@@ -306,6 +306,16 @@ def source_address(row: tuple[Any, ...]) -> Address:
         return Address(f"{host}%{socket.if_indextoname(zone)}", port)
     except OSError:
         return Address(f"{host}%{zone}", port)
+
+
+def zone_index(zone: str) -> int:
+    """The system's number for the interface in an address's zone, 0 where there is none. Raises OSError where it is none here."""
+    try:
+        if zone.isascii() and zone.isdigit():
+            return int(zone)
+        return socket.if_nametoindex(zone) if zone else 0
+    except ValueError as error:  # a NUL, what no encoding has, a number without end
+        raise OSError(f"no interface has such a name: {zone!r}") from error
 
 
 def _open(family: socket.AddressFamily, port: int, *, shared: bool) -> socket.socket:

@@ -2,16 +2,16 @@
 
 Near addresses (private, loopback, link-local) have more, and bounds of their own, so that a flood from the internet never keeps
 the peers of one room apart. An IPv6 network of 64 bits counts as one address: whoever has one address there has all of
-them. What belongs to a session and comes from where that session was last heard passes by the common bound, so that a
-flood of strangers does not starve peers that know each other. Refuses to know what a datagram says.
+them. What belongs to a session and comes from where its peer is passes by the common bounds, and so do that peer's further
+handshakes and the answers to ours, so that a flood of strangers does not starve peers that know each other. Refuses to know what a datagram says.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 
 from p2pcompute.model import limits
+from p2pcompute.net.address_ranges import is_near, parsed
 from p2pcompute.net.gate import Gate
 
 
@@ -75,10 +75,12 @@ class DatagramRates:
         bucket = self._by_host.get(host)
         return self._strange[bucket is not None and bucket.is_near].take(now)
 
-    def admits_handshake(self, host: str, now: float) -> bool:
-        """Whether the certificates of somebody at `host`, who has shown a cookie, are checked now."""
+    def admits_handshake(self, host: str, now: float, *, is_known: bool) -> bool:
+        """Whether the certificates of somebody at `host`, who has shown a cookie, are checked now; `is_known`: where a peer is."""
         if not self._handshake_gate.admits(host, now):
             return False
+        if is_known:
+            return True
         bucket = self._by_host.get(host)
         return self._handshakes[bucket is not None and bucket.is_near].take(now)
 
@@ -103,11 +105,9 @@ class DatagramRates:
 
 def _place(host: str) -> tuple[int | None, bool]:
     """The IPv6 network (its upper 64 bits) that `host` is counted with, None where it stands alone; whether it is near."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
+    address = parsed(host)
+    if address is None:
         return None, False  # no numeric address: counted like any stranger
-    is_near = address.is_private or address.is_loopback or address.is_link_local
-    if address.version == 6 and not is_near:
-        return int(address) >> 64, False
-    return None, is_near
+    if is_near(address):
+        return None, True
+    return (int(address) >> 64, False) if address.version == 6 else (None, False)

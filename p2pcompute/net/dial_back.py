@@ -8,7 +8,6 @@ the asker's id, and hangs up with a word, so that no link comes of it. Refuses t
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,30 +17,25 @@ from p2pcompute.model.errors import LinkClosedError, P2PComputeError
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Clock
+from p2pcompute.net.address_ranges import is_public, parsed
 from p2pcompute.net.link import Link
 from p2pcompute.net.relay_door import RelayDoor
 from p2pcompute.wire.reaching import REACHING_PROTOCOL, DialBack, DialedBack
 
 #: Below it are the ports of a machine's own services, at which nobody's peer listens without asking for it.
-_PORT_MIN = 1_024
+PORT_MIN = 1_024
 #: Peers whose turns are remembered; beyond it the longest ago is forgotten, whose turn it is again anyway in most cases.
 _TURNS_MAX = 4_096
 
 
 def may_try(address: Address, seen_host: str) -> bool:
     """Whether `address` may be dialled for a peer that is seen at `seen_host`: it is there, or the address is public."""
-    try:
-        host = ipaddress.ip_address(address.host.partition("%")[0])
-    except ValueError:
+    host = parsed(address.host)
+    if host is None or address.port == 0:
         return False
-    if address.port == 0:
-        return False
-    try:
-        if host == ipaddress.ip_address(seen_host.partition("%")[0]):
-            return True
-    except ValueError:
-        pass  # seen through a relay: nowhere
-    return host.is_global and not host.is_multicast and address.port >= _PORT_MIN
+    if host == parsed(seen_host):
+        return True
+    return is_public(host) and address.port >= PORT_MIN
 
 
 class Turns:

@@ -2,13 +2,14 @@
 
 The peer between passes the wish on only for whom it is linked to, only with addresses that are public or where it sees the asker, and not
 too often. Who is asked dials private addresses only where the peer between sits in a private network as well: nobody out in the internet can have
-it knock at the doors of its own. What comes of a dial is an ordinary link, proven like any other. Refuses to know: when to ask.
+it knock at the doors of its own. In whose name a wish comes is only the word of the peer between, so that one has turns of its own, and does not learn
+why a dial failed. What comes of a dial is an ordinary link, proven like any other. Refuses to know: when to ask.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from p2pcompute.model import limits
@@ -16,12 +17,17 @@ from p2pcompute.model.errors import BusyError, LinkClosedError, P2PComputeError,
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.peer import Address
 from p2pcompute.model.seams import Clock
-from p2pcompute.net.dial_back import Turns, may_try
+from p2pcompute.net.address_ranges import is_near, is_private, parsed
+from p2pcompute.net.dial_back import PORT_MIN, Turns, may_try
 from p2pcompute.net.link import Link
 from p2pcompute.net.link_life import REVERSED, Route
 from p2pcompute.net.relay_door import RelayDoor
 from p2pcompute.wire.reaching import REACHING_PROTOCOL, PleaseDial
 
+#: What whoever wished for a dial that failed is told, whatever the reason: it would tell an open port from a closed one.
+_NOT_REACHED = "it tried, and did not reach this peer there"
+#: Wishes that were passed on and may still be refused; the oldest is forgotten, and its asker waits in vain.
+_PASSED_ON_MAX = 1_024
 #: How long the asker waits: the wish travels, and the other side dials both addresses one after the other.
 REVERSAL_TIMEOUT_S = limits.DIAL_TIMEOUT_S * limits.DIAL_BACK_ADDRESSES_MAX + limits.HANDSHAKE_TIMEOUT_S
 
@@ -47,8 +53,11 @@ class Reversals:
         self._wished: dict[PeerId, tuple[PeerId, asyncio.Future[Link]]] = {}
         #: Turns of pairs, known by the bytes of both ids: an asker has one for each target.
         self._passed_on = Turns(interval_s)
-        #: Turns of those for whom this peer dials.
+        #: Wishes that were passed on and not refused, (target, source), oldest first: each may be refused once.
+        self._open_wishes: OrderedDict[tuple[PeerId, PeerId], None] = OrderedDict()
+        #: Turns of those for whom this peer dials, and of those who pass wishes on to it.
         self._dialled = Turns(interval_s)
+        self._heard_from = Turns(interval_s)
         #: Dials for others that run now.
         self._running = 0
 
@@ -99,7 +108,8 @@ class Reversals:
                 future.set_exception(
                     LinkClosedError(f"{short_peer_id(target)} does not dial this peer: {message.refused}")
                 )
-        elif between.peer == target:
+        elif between.peer == target and (target, source) in self._open_wishes:
+            del self._open_wishes[target, source]
             back = self._door.link(source)
             if back is not None and not back.relayed:
                 back.send(PleaseDial(target, source, (), message.refused))
@@ -122,6 +132,10 @@ class Reversals:
         if refused or onward is None:
             asker.send(PleaseDial(target, source, (), refused))
         else:
+            self._open_wishes[target, source] = None
+            self._open_wishes.move_to_end((target, source))
+            if len(self._open_wishes) > _PASSED_ON_MAX:
+                self._open_wishes.popitem(last=False)
             onward.send(PleaseDial(target, source, allowed))
 
     # --- the one who is asked -------------------------------------------------------------------------------------------
@@ -133,7 +147,7 @@ class Reversals:
             refused = "it does not dial such addresses for somebody out there"
         elif self._running >= limits.DIAL_BACKS_AT_ONCE_MAX:
             refused = "it dials for others already: ask again"
-        elif not self._dialled.take(source, self._clock.monotonic()):
+        elif not self._has_turn(between.peer, source):
             refused = f"it was asked less than {limits.DIAL_BACK_INTERVAL_S:.0f} s ago"
         if refused:
             between.send(PleaseDial(self._door.peer, source, (), refused))
@@ -141,24 +155,29 @@ class Reversals:
         self._running += 1
         self._door.spawn("reversed dial", self._dial(between, source, allowed))
 
+    def _has_turn(self, between: PeerId, source: PeerId) -> bool:
+        now = self._clock.monotonic()
+        return self._heard_from.take(between, now) and self._dialled.take(source, now)
+
     @staticmethod
     def _may_dial(address: Address, between: Link) -> bool:
         if may_try(address, ""):
             return True
-        if between.relayed or not between.remote.is_numeric or address.port == 0:
+        host, seen = parsed(address.host), parsed(between.remote.host)
+        if between.relayed or host is None or seen is None or address.port < PORT_MIN:
             return False
-        return not ipaddress.ip_address(between.remote.host.partition("%")[0]).is_global
+        # Its own services, and those of its links, are no business of others; who passes wishes on from this machine is at home here.
+        return host == seen or (is_private(host) and (is_near(seen) or is_private(seen)))
 
     async def _dial(self, between: Link, source: PeerId, addresses: list[Address]) -> None:
         try:
-            said = ""
             for address in addresses:
                 try:
                     await self._door.dial(address, source, route=Route(REVERSED, between.peer))
                     return
-                except P2PComputeError as error:
-                    said = str(error)
+                except P2PComputeError:
+                    continue  # nobody is told why, and the next one may do
             if not between.closed:
-                between.send(PleaseDial(self._door.peer, source, (), f"it tried: {said}"[:1024]))
+                between.send(PleaseDial(self._door.peer, source, (), _NOT_REACHED))
         finally:
             self._running -= 1

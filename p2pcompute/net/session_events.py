@@ -134,7 +134,7 @@ class Transmit:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """`peer` sent `payload` on `channel`; `source`: from where."""
+    """`peer` sent `payload` on `channel`; `source`: where it has shown to be."""
 
     peer: PeerId
     channel: int

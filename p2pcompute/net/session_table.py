@@ -3,22 +3,58 @@
 Both ends of a pair of peers may hold several sessions for a while: two that were begun at the same time, or one and its successor. They
 send on the same one without a word about it, because sessions are ordered by what both know of them: the generation that
 the handshake agreed on, then whether the peer with the lower id began, then the session's id. Refuses to know:
-datagrams, addresses' rates, when anything is repeated.
+datagrams, rates, when anything is repeated.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
+from p2pcompute.net.datagram_rates import Bucket
 from p2pcompute.net.handshakes import Shown
-from p2pcompute.net.session_events import SessionInfo, SessionSettings
+from p2pcompute.net.session_events import SessionInfo, SessionSettings, Transmit
 from p2pcompute.wire.session import Opener, Sealer, SessionKeys
 
 #: What orders the sessions of one pair, the same on both sides; the greatest is the one in use.
 Order = tuple[int, bool, bytes]
+
+
+class Trial:
+    """One address at which a peer may be (`session_questions.py`)."""
+
+    __slots__ = ("_room_bytes", "_tries_max", "address", "since", "token", "tries")
+
+    def __init__(self, address: Address, token: bytes, tries_max: int, now: float) -> None:
+        #: Where datagrams of the peer came from.
+        self.address = address
+        #: What an answer from there must hold.
+        self.token = token
+        #: When the first one came, monotonic seconds.
+        self.since = now
+        #: How often the peer was asked there; at most `_tries_max`.
+        self.tries = 0
+        self._tries_max = tries_max
+        #: What may still be sent there.
+        self._room_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the peer was asked as often as it is, and did not answer: nothing more is sent there."""
+        return self.tries >= self._tries_max
+
+    def heard(self, size_bytes: int) -> None:
+        """So much has come from there."""
+        self._room_bytes += limits.UNPROVEN_ADDRESS_FACTOR * size_bytes
+
+    def takes(self, size_bytes: int) -> bool:
+        """Whether so much may be sent there; it is counted then."""
+        if size_bytes > self._room_bytes:
+            return False
+        self._room_bytes -= size_bytes
+        return True
 
 
 class Session:
@@ -27,7 +63,7 @@ class Session:
     __slots__ = (
         "accept", "accept_repeated", "address", "armed_at", "asked", "bytes_in", "bytes_out", "due", "entry", "heard_at", "index", "initiated",
         "is_confirmed", "opener", "order", "proof_digest", "refresh_at", "remote", "replayed", "rtt_s", "sealer", "shown", "since",
-        "tries", "unanswered_since", "unsealed",
+        "trial", "tries", "unanswered_since", "unsealed",
     )  # fmt: skip
 
     def __init__(
@@ -49,8 +85,10 @@ class Session:
         self.shown = shown
         #: The row of its peer, None while half open.
         self.entry: Entry | None = None
-        #: Where its peer was last heard; datagrams go there.
+        #: Where its peer has shown to be; datagrams go there.
         self.address = address
+        #: Another address from which its peer was heard last, while it has not answered there.
+        self.trial: Trial | None = None
         #: When the handshake was done, monotonic seconds.
         self.since = now
         #: When its peer was last heard.
@@ -67,7 +105,8 @@ class Session:
         self.proof_digest = b""
         self.accept = b""
         self.accept_repeated = False
-        #: Next repetition of the confirming datagram, how many were sent, and for which `due` a timer is set.
+        #: Next repetition of the confirming datagram, or of the question of a trial; how many of the former were sent, and for
+        #: which `due` a timer is set.
         self.due = float("inf")
         self.tries = 0
         self.armed_at: float | None = None
@@ -83,6 +122,18 @@ class Session:
         """Who is at its other end."""
         return self.shown.admission.peer
 
+    def seal(self, channel: int, payload: bytes, now: float) -> Transmit:
+        """`payload` on its way to the peer."""
+        data = self.sealer.seal(channel, payload)
+        self.bytes_out += len(data)
+        if self.unanswered_since is None:
+            self.unanswered_since = now
+        trial = self.trial
+        # Most likely the peer has moved: what there is room for goes there, so that it misses nothing meanwhile.
+        if trial is not None and not trial.is_over and trial.takes(len(data)):
+            return Transmit(data, trial.address)
+        return Transmit(data, self.address)
+
     def info(self) -> SessionInfo:
         """A snapshot."""
         return SessionInfo(
@@ -94,9 +145,9 @@ class Session:
 class Entry:
     """One peer with which there are sessions."""
 
-    __slots__ = ("best", "epoch", "peer", "refreshed_at", "sessions")
+    __slots__ = ("best", "epoch", "peer", "rate", "refreshed_at", "sessions")
 
-    def __init__(self, peer: PeerId, epoch: int) -> None:
+    def __init__(self, peer: PeerId, epoch: int, now: float) -> None:
         self.peer = peer
         #: In falling order, never empty outside of the table, at most `limits.SESSIONS_PER_PEER_MAX`.
         self.sessions: list[Session] = []
@@ -104,6 +155,8 @@ class Entry:
         self.best: Session
         #: Of the trust under which its peer was last judged.
         self.epoch = epoch
+        #: What its peer may send, from wherever.
+        self.rate = Bucket(limits.DATAGRAMS_PER_SECOND_PER_PEER, now)
         #: When a handshake for a fresh session was last begun.
         self.refreshed_at = float("-inf")
 
@@ -117,6 +170,8 @@ class SessionTable:
         self.by_index: dict[int, Session] = {}
         #: Every usable session by their index and where they are: what a hint names.
         self.by_remote: dict[tuple[int, Address], Session] = {}
+        #: How many of `by_remote` are at each address.
+        self._at: Counter[Address] = Counter()
         #: Sessions that others began, by the PROOF that made them.
         self.by_proof: dict[bytes, Session] = {}
         #: Peers with a usable session, the longest unused first.
@@ -148,10 +203,10 @@ class SessionTable:
         peer = session.peer
         self.half_open.pop(session.index, None)
         self.by_index[session.index] = session
-        self.by_remote[session.remote, session.address] = session
+        self._place(session)
         entry = self.peers.get(peer)
         if entry is None:
-            entry = self.peers[peer] = Entry(peer, self.epoch)
+            entry = self.peers[peer] = Entry(peer, self.epoch, session.since)
         entry.epoch = self.epoch
         session.entry = entry
         entry.sessions.append(session)
@@ -169,19 +224,34 @@ class SessionTable:
 
     def move(self, session: Session, address: Address) -> None:
         """Its peer is at `address` now."""
-        if self.by_remote.get((session.remote, session.address)) is session:
-            del self.by_remote[session.remote, session.address]
+        self._unplace(session)
         session.address = address
         if session.entry is not None:
-            self.by_remote[session.remote, address] = session
+            self._place(session)
+
+    def is_at(self, address: Address) -> bool:
+        """Whether a peer with a usable session is at `address`."""
+        return address in self._at
+
+    def _place(self, session: Session) -> None:
+        key = (session.remote, session.address)
+        if key not in self.by_remote:
+            self._at[session.address] += 1
+        self.by_remote[key] = session
+
+    def _unplace(self, session: Session) -> None:
+        if self.by_remote.get((session.remote, session.address)) is session:
+            del self.by_remote[session.remote, session.address]
+            self._at[session.address] -= 1
+            if not self._at[session.address]:
+                del self._at[session.address]
 
     def remove(self, session: Session) -> None:
         """Forget `session`, and its peer where it was the last one."""
         del self.by_index[session.index]
         self.half_open.pop(session.index, None)
         self.by_proof.pop(session.proof_digest, None)
-        if self.by_remote.get((session.remote, session.address)) is session:
-            del self.by_remote[session.remote, session.address]
+        self._unplace(session)
         entry = session.entry
         if entry is None:
             return
@@ -222,6 +292,7 @@ class SessionTable:
             assert all(each.entry is entry and each.peer == entry.peer for each in entry.sessions)
         assert set(self.by_remote.values()) <= set(usable)
         assert all(key == (each.remote, each.address) for key, each in self.by_remote.items())
+        assert self._at == Counter(address for _, address in self.by_remote)
         assert all(each is self.by_index[each.index] for each in self.by_proof.values())
         assert len(self.half_open) <= limits.HALF_OPEN_MAX
         assert all(each.entry is None and not each.initiated for each in self.half_open.values())

@@ -1,13 +1,15 @@
 """All sessions of one peer with others: a machine that takes datagrams and gives datagrams.
 
-Rules, in the order in which a datagram meets them: its size; the rate of its address, and of strangers together; for a sealed
-one its session, its counter, its seal; for a handshake its network and version, its cookie, the rate of handshakes, and only then
-certificates and signatures. Whatever fails is counted and answered with silence, except that a HELLO gets a cookie, and that a sealed
+Rules, in the order in which a datagram meets them: its size; the rate of its address; for a sealed one its session, the rate of
+strangers together where its peer is elsewhere, its counter, its seal; for a handshake its network and version, the rate of strangers
+together where it is none of a peer and no answer to ours, its cookie, the rate of handshakes, and only then
+certificates and signatures; for a sealed one, once it has opened, the rate of its peer. Whatever fails is counted and answered with silence, except that a HELLO gets a cookie, and that a sealed
 datagram of no known session gets a hint. A hint proves nothing, so it ends nothing: it begins a handshake, and the session in doubt
 is used until the new one is up.
 
 Both peers may begin at once: both handshakes may finish, and both sides then use the same of the two
-(`session_table.py`). Whoever answers sends nothing before the other side's first sealed datagram has opened.
+(`session_table.py`). Whoever answers sends nothing before the other side's first sealed datagram has opened. A session follows its
+peer to another address once the peer has answered there (`session_questions.py`).
 
 No clock (`now`: monotonic seconds, never going back), no sockets, no dice but the entropy that was passed. Refuses to know what payloads mean.
 """
@@ -39,6 +41,7 @@ from p2pcompute.net.session_events import (
     Transmit,
     Why,
 )
+from p2pcompute.net.session_questions import Questions
 from p2pcompute.net.session_table import Entry, Session, SessionTable
 from p2pcompute.net.session_trust import Judge
 from p2pcompute.wire.datagram import (
@@ -58,7 +61,7 @@ from p2pcompute.wire.datagram import (
     write_cookie,
     write_unknown,
 )
-from p2pcompute.wire.session import ANSWER, OWN_CHANNEL, QUESTION, check_payload, digest
+from p2pcompute.wire.session import OWN_CHANNEL, QUESTION, check_payload, digest
 
 _SEALED = int(Kind.SEALED)
 _NOTHING: tuple[Effect, ...] = ()
@@ -89,6 +92,8 @@ class Sessions:
         )
         #: When handshakes of ours, and first datagrams of sessions, are repeated.
         self._timers = Timers()
+        #: Whether the keys of sessions work, and their peers are where they seem to be.
+        self._questions = Questions(self.table, self._timers, entropy, self._settings)
         #: When ended sessions are looked for next; None while there are none at all.
         self._sweep_at: float | None = None
         #: Judges peers again after trust has changed.
@@ -118,7 +123,7 @@ class Sessions:
             if refused is not None:
                 return refused
         session = entry.best
-        effects: list[Effect] = [self._seal(session, channel, payload, now)]
+        effects: list[Effect] = [session.seal(channel, payload, now)]
         self.table.peers.move_to_end(peer)
         if now >= session.refresh_at or session.sealer.counter >= self._settings.rekey_datagrams:
             effects += self._refresh(entry, addresses, now)
@@ -139,13 +144,6 @@ class Sessions:
             return self._count(Why.BUSY)
         self._attempts.aim(attempt, (address,), now)
         return self._drive(attempt, now)
-
-    def _seal(self, session: Session, channel: int, payload: bytes, now: float) -> Transmit:
-        data = session.sealer.seal(channel, payload)
-        session.bytes_out += len(data)
-        if session.unanswered_since is None:
-            session.unanswered_since = now
-        return Transmit(data, session.address)
 
     def _send_later(
         self, peer: PeerId, addresses: Sequence[Address], channel: int, payload: bytes, now: float
@@ -188,7 +186,7 @@ class Sessions:
         if session.asked:
             return _NOTHING
         session.asked = True
-        return [self._seal(session, OWN_CHANNEL, QUESTION, now)]
+        return [session.seal(OWN_CHANNEL, QUESTION, now)]
 
     # --- handshakes of ours ---------------------------------------------------------------------------------------------
 
@@ -251,7 +249,7 @@ class Sessions:
         effects = self._use(session, now)
         effects += self._send_held(attempt, session.peer, now)
         # Held payloads may have gone on another session: this one is confirmed in any case.
-        return effects + self._confirm(session, now)
+        return [*effects, *self._questions.confirm(session, now)]
 
     # --- handshakes of others -------------------------------------------------------------------------------------------
 
@@ -270,7 +268,7 @@ class Sessions:
                 return self._blame(Why.REPLAY, source, now)
             known.accept_repeated = True
             return [Transmit(known.accept, source)]
-        if not self._rates.admits_handshake(source.host, now):
+        if not self._rates.admits_handshake(source.host, now, is_known=self.table.is_at(source)):
             return self._refuse(Why.HANDSHAKES, source, BusyError(f"too many handshakes from {source.host}"), now)
         try:
             shown = self._handshaker.judge_proof(said, self._identity.admit)
@@ -308,17 +306,7 @@ class Sessions:
 
     def _send_held(self, attempt: Attempt, peer: PeerId, now: float) -> list[Effect]:
         best = self.table.peers[peer].best
-        return [self._seal(best, channel, payload, now) for _, channel, payload in attempt.held]
-
-    def _confirm(self, session: Session, now: float) -> list[Effect]:
-        """Say that our keys work, and again after growing pauses until something opens."""
-        if session.is_confirmed or session.tries >= self._settings.tries_max:
-            session.due, session.armed_at = float("inf"), None
-            return []
-        session.due = now + self._settings.retry_s * 2**session.tries
-        session.tries += 1
-        self._timers.arm(session)
-        return [self._seal(session, OWN_CHANNEL, QUESTION, now)]
+        return [best.seal(channel, payload, now) for _, channel, payload in attempt.held]
 
     def _sealed(self, data: bytes, source: Address, now: float) -> Sequence[Effect]:
         if len(data) < SEALED_BYTES_MIN:
@@ -343,8 +331,6 @@ class Sessions:
         session.unanswered_since = None
         session.asked = False
         session.bytes_in += len(data)
-        if is_elsewhere and counter > newest:
-            self.table.move(session, source)
         entry = session.entry
         effects: list[Effect] = []
         if entry is None or not session.is_confirmed:
@@ -355,13 +341,17 @@ class Sessions:
             if refused is not None:
                 return refused
         self.table.peers.move_to_end(entry.peer)
+        if not entry.rate.take(now):
+            return effects + self._refuse(Why.RATE, source, BusyError(f"too many datagrams from {source.host}"), now)
+        if is_elsewhere:
+            effects += self._questions.heard_elsewhere(session, source, len(data), counter > newest, now)
+        elif counter > newest:
+            session.trial = None  # it speaks from where it was
         channel = plain[0]
         if channel != OWN_CHANNEL:
-            effects.append(Delivered(entry.peer, channel, plain[1:], source))
-        elif plain[1:] == QUESTION:
-            answer = session.sealer.seal(OWN_CHANNEL, ANSWER)
-            session.bytes_out += len(answer)
-            effects.append(Transmit(answer, session.address))
+            effects.append(Delivered(entry.peer, channel, plain[1:], session.address))
+        else:
+            effects += self._questions.heard_own(session, plain[1:], source)
         return effects
 
     def _first_opened(self, session: Session, now: float) -> list[Effect]:
@@ -428,8 +418,6 @@ class Sessions:
             return self._refuse(Why.RATE, source, BusyError(f"too many datagrams from {source.host}"), now)
         if data[0] == _SEALED:
             return self._sealed(data, source, now)
-        if not self._rates.admits_strange(source.host, now):
-            return self._blame(Why.RATE, source, now)
         if data[2 : 2 + TAG_BYTES] != self._handshaker.tag:
             return self._blame(Why.FOREIGN, source, now)
         if data[1] != VERSION:
@@ -438,6 +426,8 @@ class Sessions:
             said = decode_handshake(data)
         except PeerError:
             return self._blame(Why.MALFORMED, source, now)
+        if not self._is_expected(said, source) and not self._rates.admits_strange(source.host, now):
+            return self._blame(Why.RATE, source, now)
         match said:
             case Hello():
                 return self._hello(said, source, now)
@@ -449,6 +439,13 @@ class Sessions:
                 return self._accept(said, data, source, now)
             case Unknown():
                 return self._unknown(said, source, now)
+
+    def _is_expected(self, said: Hello | Cookie | Proof | Accept | Unknown, source: Address) -> bool:
+        """Whether it comes from where a peer is, or from where an answer to `said`'s receiver is awaited."""
+        if isinstance(said, Cookie | Accept):
+            _, candidate = self._attempts.by_index.get(said.receiver, (None, None))
+            return candidate is not None and candidate.address == source
+        return self.table.is_at(source)
 
     # --- time -----------------------------------------------------------------------------------------------------------
 
@@ -467,7 +464,7 @@ class Sessions:
             if isinstance(owner, Attempt):
                 effects += self._drive(owner, now)
             elif self.table.by_index.get(owner.index) is owner:
-                effects += self._confirm(owner, now)
+                effects += self._questions.again(owner, now)
         if self._judge.due is not None and now >= self._judge.due:
             for entry in self._judge.next_few(now):
                 effects += self._drop_refused(entry, now) or ()

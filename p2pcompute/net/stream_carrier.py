@@ -283,6 +283,9 @@ class TlsTransport:
             raise self._identity.tls_error(error, True) from error
         except OSError as error:
             raise LinkClosedError(f"cannot reach {address}: {error.strerror or error}") from error
+        except ValueError as error:
+            # What no name server could be asked for: labels too long or empty, a NUL, a lone surrogate.
+            raise LinkClosedError(f"{address} is no address that anything can be at: {error}") from error
 
     async def _connect_stream(self, address: Address, link: Link) -> None:
         context = self._identity.client_context()

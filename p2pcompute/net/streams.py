@@ -2,7 +2,7 @@
 
 The side that wants data chooses a stream's number and names it in its request; numbers of the side that dialled are even, the other
 side's are odd, so both may ask at once. The holder sends chunks, never more than `STREAM_WINDOW_BYTES` beyond
-what was credited, and the end. Either side may reset. A number is used once in the life of a link.
+what was credited, and the end. Either side may reset. A number is used once in the life of a link, and each is higher than those before.
 
 Pure book-keeping of both halves: frames' contents in, what to send out. Refuses to know sockets, messages, tasks and clocks.
 """
@@ -45,16 +45,19 @@ class StreamSender:
         self._open_max = open_max
         #: Open streams by number.
         self._streams: dict[int, _Outgoing] = {}
-        #: Numbers of the streams that can send now, each at most once; some may have been reset since.
+        #: Numbers of the open streams that can send now, each once.
         self._round: deque[int] = deque()
+        #: The highest number that was asked for.
+        self._newest = 0
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def open(self, stream: int, data: bytes | bytearray | memoryview) -> None:
-        """Send `data` on `stream`. Raises BusyError beyond the limit, ProtocolError for a number already in use."""
-        if stream in self._streams:
-            raise ProtocolError(f"stream {stream} is asked for twice")
+        """Send `data` on `stream`. Raises BusyError beyond the limit, ProtocolError for a number that is none above all before."""
+        if stream <= self._newest:
+            raise ProtocolError(f"stream {stream} is asked for twice, or after a later one")
+        self._newest = stream
         if len(self._streams) >= self._open_max:
             raise BusyError(f"{self._open_max} streams are open on this link already")
         outgoing = _Outgoing(memoryview(data).cast("B"), self._window_bytes)
@@ -76,7 +79,9 @@ class StreamSender:
 
     def reset(self, stream: int) -> None:
         """Send no more on `stream`."""
-        self._streams.pop(stream, None)
+        outgoing = self._streams.pop(stream, None)
+        if outgoing is not None and outgoing.queued:
+            self._round.remove(stream)
 
     def clear(self) -> None:
         """Forget every stream: the link is gone."""
@@ -85,7 +90,7 @@ class StreamSender:
 
     @property
     def ready(self) -> bool:
-        """Whether `next_chunk` would give something (it may still give None where all of them were reset)."""
+        """Whether `next_chunk` would give something."""
         return bool(self._round)
 
     def next_chunk(self) -> tuple[int, memoryview, bool] | None:
@@ -93,23 +98,21 @@ class StreamSender:
 
         The bytes are empty only for a stream that is empty altogether.
         """
-        while self._round:
-            stream = self._round.popleft()
-            outgoing = self._streams.get(stream)
-            if outgoing is None:
-                continue
-            outgoing.queued = False
-            size_bytes = min(len(outgoing.rest), self._chunk_bytes, outgoing.credit_bytes)
-            chunk = outgoing.rest[:size_bytes]
-            outgoing.rest = outgoing.rest[size_bytes:]
-            outgoing.credit_bytes -= size_bytes
-            last = not len(outgoing.rest)
-            if last:
-                del self._streams[stream]
-            else:
-                self._enqueue(stream, outgoing)
-            return stream, chunk, last
-        return None
+        if not self._round:
+            return None
+        stream = self._round.popleft()
+        outgoing = self._streams[stream]
+        outgoing.queued = False
+        size_bytes = min(len(outgoing.rest), self._chunk_bytes, outgoing.credit_bytes)
+        chunk = outgoing.rest[:size_bytes]
+        outgoing.rest = outgoing.rest[size_bytes:]
+        outgoing.credit_bytes -= size_bytes
+        last = not len(outgoing.rest)
+        if last:
+            del self._streams[stream]
+        else:
+            self._enqueue(stream, outgoing)
+        return stream, chunk, last
 
     def _enqueue(self, stream: int, outgoing: _Outgoing) -> None:
         if not outgoing.queued and (outgoing.credit_bytes > 0 or not len(outgoing.rest)):

@@ -34,7 +34,7 @@ class UdpEvents(Protocol):
     """What the endpoint tells. Called from the loop; may call the endpoint."""
 
     def datagram(self, peer: PeerId, channel: int, payload: bytes, source: Address) -> None:
-        """`peer` sent this, once, from `source`. The payload is a stranger's bytes all the same."""
+        """`peer`, which has shown to be at `source`, sent this, once. The payload is a stranger's bytes all the same."""
 
     def session_up(self, peer: PeerId, address: Address, admission: Admitted) -> None:
         """A handshake with `peer` is done: its first, after a restart, or for fresh keys."""
@@ -137,16 +137,25 @@ class UdpEndpoint:
         # Before the events: whoever is told may call us again, or raise.
         self._arm()
         for effect in effects:
-            match effect:
-                case Transmit(data, to):
-                    if self._port is not None:
-                        self._port.send(data, to)
-                case Delivered(peer, channel, payload, source):
-                    self._events.datagram(peer, channel, payload, source)
-                case SessionUp(peer, address, admission):
-                    self._events.session_up(peer, address, admission)
-                case Refused(address, error, times):
-                    self._events.refused(address, error, times)
+            try:
+                self._perform_one(effect)
+            except Exception as error:
+                # A bug, and told as one; the other datagrams and payloads of this turn have nothing to do with it.
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"an effect of datagrams failed: {type(effect).__name__}", "exception": error}
+                )
+
+    def _perform_one(self, effect: Effect) -> None:
+        match effect:
+            case Transmit(data, to):
+                if self._port is not None:
+                    self._port.send(data, to)
+            case Delivered(peer, channel, payload, source):
+                self._events.datagram(peer, channel, payload, source)
+            case SessionUp(peer, address, admission):
+                self._events.session_up(peer, address, admission)
+            case Refused(address, error, times):
+                self._events.refused(address, error, times)
 
     def _arm(self) -> None:
         deadline = self._sessions.deadline()

@@ -16,7 +16,7 @@ from typing import Any
 from p2pcompute.model import limits
 from p2pcompute.model.errors import PortTakenError
 from p2pcompute.model.peer import Address
-from p2pcompute.net.beacon import source_address
+from p2pcompute.net.beacon import source_address, zone_index
 from p2pcompute.net.datagrams import Received
 
 #: One byte more than may be, so that a longer one is seen to be longer.
@@ -86,7 +86,7 @@ class UdpPort:
             return
         try:
             target[0].sendto(data, target[1])
-        except OSError:
+        except (OSError, OverflowError):  # the latter for the number of an interface that no system has
             self.refused_sends += 1
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class UdpPort:
         else:
             host, _, zone = to.host.partition("%")
             try:
-                scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone) if zone else 0
+                scope = zone_index(zone)
             except OSError:
                 return None  # the interface is gone, and its peer with it
             if zone:

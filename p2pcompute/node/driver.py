@@ -82,12 +82,22 @@ class Pump(Generic[Event, Effect]):
                 if self._observe is not None:
                     self._observe(self._machine, event, effects)
                 for effect in effects:
-                    self._handlers[type(effect)](effect)
+                    self._perform(effect)
         finally:
             self._busy = False
             if self._drained is not None:
                 self._drained()
             self._arm()
+
+    def _perform(self, effect: Effect) -> None:
+        handler = self._handlers[type(effect)]
+        try:
+            handler(effect)
+        except Exception as error:
+            # A bug, and told as one; the other effects, and whoever fed the event, have nothing to do with it.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"an effect of a machine failed: {type(effect).__name__}", "exception": error}
+            )
 
     def stop(self) -> None:
         """Take no more events, cancel the timer."""

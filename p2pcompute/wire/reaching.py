@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import PEER_ID_BYTES
 from p2pcompute.model.peer import Address
-from p2pcompute.wire.codec import Converted, Many, Maybe, Raw, Real, Text, Whole
+from p2pcompute.wire.address import ADDRESS
+from p2pcompute.wire.codec import Many, Maybe, Raw, Real, Text, Whole
 from p2pcompute.wire.messages import Message
 
 #: The first protocol version whose peers know these messages; others pass them over without a word.
@@ -29,20 +29,6 @@ _PEER = Raw(PEER_ID_BYTES, PEER_ID_BYTES)
 _CIRCUIT = Whole(1, CIRCUIT_NUMBER_MAX)
 _GRANT = Whole(1, limits.CIRCUIT_GRANT_BYTES_MAX)
 _WORDS = Text(1024)
-
-
-def numeric_address(text: str) -> Address:
-    """The address that `text` writes; host names are refused, since nobody may have us ask a name server. Raises ValueError."""
-    try:
-        address = Address.parse(text)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    if not address.is_numeric:
-        raise ValueError("a host name where a numeric address must stand")
-    return address
-
-
-_ADDRESS = Converted(Text(64), numeric_address, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +116,7 @@ class DialBack(Message):
 
     kind: ClassVar[int] = 97
     nonce: Annotated[int, Whole()]
-    addresses: Annotated[tuple[Address, ...], Many(_ADDRESS, limits.DIAL_BACK_ADDRESSES_MAX)]
+    addresses: Annotated[tuple[Address, ...], Many(ADDRESS, limits.DIAL_BACK_ADDRESSES_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +128,8 @@ class DialedBack(Message):
 
     kind: ClassVar[int] = 98
     nonce: Annotated[int, Whole()]
-    reached: Annotated[tuple[Address, ...], Many(_ADDRESS, limits.DIAL_BACK_ADDRESSES_MAX)]
-    seen: Annotated[Address | None, Maybe(_ADDRESS)] = None
+    reached: Annotated[tuple[Address, ...], Many(ADDRESS, limits.DIAL_BACK_ADDRESSES_MAX)]
+    seen: Annotated[Address | None, Maybe(ADDRESS)] = None
     refused: Annotated[str, _WORDS] = ""
 
 
@@ -157,7 +143,7 @@ class PleaseDial(Message):
     kind: ClassVar[int] = 99
     target: Annotated[bytes, _PEER]
     source: Annotated[bytes, _PEER]
-    addresses: Annotated[tuple[Address, ...], Many(_ADDRESS, limits.DIAL_BACK_ADDRESSES_MAX)]
+    addresses: Annotated[tuple[Address, ...], Many(ADDRESS, limits.DIAL_BACK_ADDRESSES_MAX)]
     refused: Annotated[str, _WORDS] = ""
 
 

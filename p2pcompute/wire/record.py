@@ -11,9 +11,10 @@ from typing import Annotated, Any, Protocol
 
 from p2pcompute.model import limits
 from p2pcompute.model.capability import Capability, Gpu
-from p2pcompute.model.errors import ProtocolError, UsageError
+from p2pcompute.model.errors import ProtocolError
 from p2pcompute.model.ids import NETWORK_ID_BYTES, PEER_ID_BYTES, NetworkId, PeerId, peer_id_of
 from p2pcompute.model.peer import Address, Coordinate, Edge, Isolation, PeerRecord, Reach, Relay, Role
+from p2pcompute.wire.address import ADDRESS
 from p2pcompute.wire.codec import (
     Converted,
     Inner,
@@ -51,16 +52,6 @@ class Verifier(Protocol):
 
     def __call__(self, public_key: bytes, context: bytes, data: bytes, signature: bytes) -> bool:
         """Whether `signature` is that key's over context || data."""
-
-
-def _address(text: str) -> Address:
-    try:
-        address = Address.parse(text)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    if not address.is_numeric:
-        raise ValueError("a record holds numeric addresses only")
-    return address
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +143,7 @@ class _Body:
     incarnation: Annotated[int, Whole()]
     sequence: Annotated[int, Whole()]
     name: Annotated[str, Text(64)]
-    addresses: Annotated[tuple[Address, ...], Many(Converted(Text(64), _address, str), limits.ADDRESSES_MAX)]
+    addresses: Annotated[tuple[Address, ...], Many(ADDRESS, limits.ADDRESSES_MAX)]
     capability: Annotated[
         Capability | None, Maybe(Converted(Inner(Schema(_Capability)), _capability, lambda plain: plain))
     ]
@@ -185,7 +176,7 @@ class _Body:
     relays: Annotated[
         tuple[Relay, ...],
         Many(
-            Converted(Row((Raw(PEER_ID_BYTES, PEER_ID_BYTES), Converted(Text(64), _address, str))), _relay, _relay_row),
+            Converted(Row((Raw(PEER_ID_BYTES, PEER_ID_BYTES), ADDRESS)), _relay, _relay_row),
             limits.RELAYS_MAX,
         ),
     ] = ()

@@ -31,10 +31,11 @@ from p2pcompute.wire.datagram import EPHEMERAL_BYTES, SEALED_HEAD, Kind
 #: Prefixes of what is signed: a signature made for one of them is good for nothing else.
 PROOF_CONTEXT = b"p2pc-datagram-proof-v1\0"
 ACCEPT_CONTEXT = b"p2pc-datagram-accept-v1\0"
-#: The channel of the session itself; on it, a question asks whether our keys work there, and an answer says that they do.
+#: The channel of the session itself; on it, a question asks whether our keys work there, and an answer says that they do. What
+#: follows a question's first byte comes back after the answer's.
 OWN_CHANNEL = 0
 QUESTION = b"?"
-ANSWER = b""
+ANSWER = b"!"
 _SESSION_CONTEXT = b"p2pc-session-v1\0"
 _KEYS_INFO = b"p2pc-session-keys-v1"
 _KEY_BYTES = 32

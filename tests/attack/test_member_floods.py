@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -17,9 +18,11 @@ from p2pcompute.net.dht import frames
 from p2pcompute.net.dht.contacts import dht_id
 from p2pcompute.net.dht.frames import Flag, MessageId, Method, Request
 from p2pcompute.net.link import Link
+from p2pcompute.node.gossiping import GOSSIP_CHANNEL
 from p2pcompute.wire import gossip
-from p2pcompute.wire.families import LINK_CODEC
+from p2pcompute.wire.families import GOSSIP_CODEC, LINK_CODEC
 from p2pcompute.wire.framing import FrameType, frame_header, message_frame
+from p2pcompute.wire.identity import verify_signature
 from p2pcompute.wire.messages import (
     BlobMissing,
     BlobWant,
@@ -38,6 +41,7 @@ from p2pcompute.wire.messages import (
     TasksCancel,
 )
 from p2pcompute.wire.reaching import DialBack, DialedBack
+from p2pcompute.wire.record import open_record
 from p2pcompute.wire.versions import ALPN_STREAM
 from tests.attack.evil import EvilMember, evil_member
 from tests.attack.field import Field, field
@@ -290,6 +294,42 @@ def test_datagrams_that_ask_for_much_and_pieces_that_never_come(honest: Field) -
     attack(honest, "greedy", ask)
     # Four kilobytes a round and a half, of which no answer makes more than the little that two records have.
     assert sum(received) < 2 * 600 * len(sent), (sum(received), len(sent))
+
+
+def test_nobody_has_answers_sent_to_somebody_else(honest: Field) -> None:
+    """Requests for records under a false source: whoever is there gets at most three times what was sent in its name."""
+    honest_ids = honest.ids
+    sent: list[int] = []
+    received: list[int] = []
+
+    async def reflect(evil: EvilMember) -> None:
+        peer = honest_ids[0]
+        link = await evil.link(honest.address)
+        wires = list(evil.invented(32, labels=tuple(f"x{number:03}" + "y" * 110 for number in range(60))))
+        for wire in wires:
+            link.send(Records((wire,)))
+        starts = tuple(open_record(wire, verify_signature).record.peer[:12] for wire in wires)
+        asked = link.heard_at
+        link.ping()
+        await until(lambda: link.heard_at > asked, "the records have been taken in")
+        await evil.session(peer, honest.address)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as victim:
+            victim.bind(("127.0.0.66", 0))
+            victim.setblocking(False)
+            for _ in range(10):
+                # The endpoint's own session: what is sealed with it goes out from where the victim is.
+                sealer = evil.udp._sessions.table.peers[peer].best.sealer
+                data = sealer.seal(GOSSIP_CHANNEL, GOSSIP_CODEC.encode(gossip.Want(starts)))
+                victim.sendto(data, (honest.address.host, honest.address.port))
+                sent.append(len(data))
+                await asyncio.sleep(0.2)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        received.append(len(victim.recv(2_000)))
+
+    attack(honest, "reflector", reflect)
+    assert received, "it is asked whether it is there"
+    assert sum(received) <= 3 * sum(sent), (sum(received), sum(sent))
 
 
 def test_the_address_book_under_attack(honest: Field) -> None:

@@ -20,11 +20,11 @@ from p2pcompute.model.job import Outcome
 from p2pcompute.model.peer import Address, Edge, Reach
 from p2pcompute.node.gossiping import GOSSIP_CHANNEL
 from p2pcompute.wire import gossip
-from p2pcompute.wire.codec import pack
+from p2pcompute.wire.codec import pack, unpack
 from p2pcompute.wire.families import GOSSIP_CODEC
 from p2pcompute.wire.identity import PeerKey, verify_signature
 from p2pcompute.wire.messages import Grant, JobAccept, JobOpen, Message, Payload, Records, Results, Tasks, TasksCancel
-from p2pcompute.wire.record import open_record, sign_record
+from p2pcompute.wire.record import CONTEXT, SignedRecord, open_record, sign_record
 from tests.attack.evil import EvilMember, evil_member, forged, record_of
 from tests.attack.field import TASKS, Field, field
 from tests.support.networks import SeededEntropy
@@ -181,6 +181,34 @@ def test_records_that_do_not_exist_are_not_asked_for_without_end(honest: Field) 
     late = honest.home.up("dora", "--slots", "0")
     until_now(lambda: "dora" in honest.alive(honest.peers[0]), "a newcomer is heard of", 15)
     late.kill()
+
+
+def with_addresses(record: SignedRecord, key: PeerKey, told: list[str]) -> bytes:
+    """`record` with these texts for addresses, rightly signed."""
+    version, public_key, body, _ = unpack(record.wire, bytes_max=10_000)
+    body = pack({**unpack(body, bytes_max=10_000), "addresses": told})
+    return pack([version, public_key, body, key.sign(CONTEXT + bytes([version]), body)])
+
+
+def test_addresses_that_mean_nothing_here_break_nothing(honest: Field) -> None:
+    """Records whose addresses have zones that no interface, no name server and no number has."""
+    zones = ("²", "a..b", "a\0b", "9" * 30, "eth0")
+
+    async def lie(evil: EvilMember) -> None:
+        link = await evil.link(honest.address)
+        await evil.session(honest_ids[0], honest.address)
+        for number in range(20):
+            key = PeerKey.generate(SeededEntropy(f"zoned {number}"))
+            plain = sign_record(record_of(key, key.peer_id, evil.identity.membership.network, f"zoned{number}"), key)
+            wire = with_addresses(plain, key, [f"[fe80::1%{zone}]:9" for zone in zones])
+            if not link.closed:
+                link.send(Records((wire,)))
+            evil.gossip(honest_ids[0], Records((wire,)))
+        await asyncio.sleep(_ATTACK_S)
+
+    honest_ids = honest.ids
+    short = attack(honest, "zoner", lie)
+    honest.blames(short, "addresses")
 
 
 def test_invented_peers_push_nobody_out(honest: Field) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from p2pcompute.model.ids import BLOB_ID_BYTES
 from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.peer import Address, Isolation
-from p2pcompute.wire import codec, reaching
+from p2pcompute.wire import address, codec
 from p2pcompute.wire.families import CONTROL_MESSAGES, LINK_MESSAGES
 from p2pcompute.wire.messages import PAYLOAD, Message
 
@@ -48,7 +48,7 @@ def sample(check: codec.Check, rng: random.Random) -> Any:
                 return rng.choice(list(Outcome))
             if from_plain is Isolation:
                 return rng.choice(list(Isolation))
-            if from_plain is reaching.numeric_address:
+            if from_plain is address.told_address:
                 return Address(rng.choice(["10.1.2.3", "8.8.8.8", "2a00:1450::1"]), rng.randrange(1, 65536))
             if isinstance(check.inner, codec.Row):
                 return _converted(check.inner, from_plain, rng)

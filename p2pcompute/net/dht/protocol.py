@@ -55,11 +55,13 @@ class Answer:
 
 
 class _Rate:
-    """So many a second from an address; in ranges that anybody may use, from an invitation, and then several times as many."""
+    """So many a second from a peer and from an address; in ranges that anybody may use, several times as many from an invitation."""
 
     def __init__(self, per_second: int) -> None:
         #: By address; those of a private range of whom no invitation is known get as many as an invitation.
         self._by_address = Gate(per_second, limits.DHT_PRIVATE_ADDRESS_FACTOR)
+        #: By peer, from whatever public addresses.
+        self._by_peer = Gate(per_second, 1)
         #: By invitation.
         self._by_invitation = Gate(per_second * limits.DHT_PRIVATE_ADDRESS_FACTOR, 1)
 
@@ -70,6 +72,8 @@ class _Rate:
             invitation = around.invitation_of(sender.peer)
             if invitation is not None:
                 return self._by_invitation.admits(invitation.hex(), now)
+        elif not self._by_peer.admits(sender.peer.hex(), now):
+            return False
         return self._by_address.admits(sender.address.host, now)
 
 

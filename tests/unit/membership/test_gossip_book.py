@@ -14,6 +14,7 @@ from p2pcompute.model.capability import Capability
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Coordinate, Edge, PeerStatus, Reach
 from p2pcompute.wire import gossip
+from p2pcompute.wire.families import GOSSIP_CODEC
 from p2pcompute.wire.messages import Message, Records
 from p2pcompute.wire.record import SignedRecord
 from tests.support.membership import WALL, CountingVerify, FakeKey, fake_verify, make_record
@@ -742,6 +743,28 @@ def test_a_record_that_no_datagram_holds_travels_in_pieces_and_over_a_link_as_it
     assert taker.book.record(D.peer) == large.record
     giver.link(B)
     assert messages(giver.say(B, gossip.Want((D.peer[:12],)), Way.LINK), Records) == [Records((large.wire,))]
+
+
+def test_who_asks_in_datagrams_gets_no_more_than_an_honest_peer_takes() -> None:
+    """A small question must not make a peer send hundreds of times as much, as often as it is asked."""
+    desk = Desk(A, B)
+    many = [FakeKey(number) for number in range(100, 100 + limits.WANTS_PER_DATAGRAM_MAX)]
+    for key in many:
+        desk.hear(A, make_record(key, 3, protocol=2, functions=tuple("f" * 100 + str(n) for n in range(60))))
+    want = gossip.Want(tuple(key.peer[:12] for key in many))
+
+    def given(by: FakeKey, way: Way = Way.DATAGRAM) -> int:
+        said = messages(desk.say(by, want, way), Message, by)
+        return sum(len(GOSSIP_CODEC.encode(each)) for each in said if isinstance(each, Records | gossip.Piece))
+
+    once = given(B)
+    assert once > 100_000
+    assert sum(given(B) for _ in range(50)) + once < 1.2 * limits.WANTED_BYTES_PER_SECOND_PER_PEER
+    assert given(A) == once, "others have their own share"
+    desk.now += 1.0
+    assert given(B) == once
+    desk.link(B)
+    assert [given(B, Way.LINK) for _ in range(3)] == [given(B, Way.LINK)] * 3, "a link has windows of its own"
 
 
 def test_a_new_link_begins_with_one_digest_and_pulls_only_what_differs() -> None:

@@ -51,6 +51,12 @@ def dial_backs(side: Side) -> DialBacks:
         ("224.0.0.1:9876", "203.0.113.7", False),
         ("0.0.0.0:9876", "203.0.113.7", False),
         ("255.255.255.255:9876", "203.0.113.7", False),
+        # What stands for another address, which may be this machine's own.
+        ("[::127.0.0.1]:9876", "203.0.113.7", False),
+        ("[fec0::1]:9876", "203.0.113.7", False),
+        ("[2002:7f00:1::]:9876", "203.0.113.7", False),
+        ("[64:ff9b::7f00:1]:9876", "203.0.113.7", False),
+        ("[2001::7f00:1]:9876", "203.0.113.7", False),
     ],
 )
 def test_which_addresses_are_dialled_for_others(address: str, seen: str, expected: bool) -> None:

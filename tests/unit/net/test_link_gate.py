@@ -33,6 +33,13 @@ def test_addresses_are_counted_apart_and_an_ipv6_network_as_one() -> None:
     assert gate.admits("2a00:1:2:4::1", 0.0)
 
 
+def test_whoever_has_many_ipv6_networks_gets_a_little_more_than_who_has_one() -> None:
+    gate = Gate(5, 10)
+    assert sum(gate.admits(f"2a00:1:2:{network:x}::1", 0.0) for network in range(0x10, 0x20) for _ in range(5)) == 2 * 5
+    assert sum(gate.admits(f"2a00:1:2:{network:x}::1", 0.0) for network in range(0x2000) for _ in range(2)) == 2 * 5
+    assert gate.admits("2a00:1:3::1", 0.0)
+
+
 def test_what_is_remembered_is_bounded() -> None:
     gate = Gate(1, 10)
     for number in range(5_000):

@@ -119,6 +119,9 @@ def test_wrong_peer_and_nobody_there() -> None:
             assert caught.value.reason is AdmissionReason.SELF
             with pytest.raises(LinkClosedError, match="cannot reach"):
                 await one.hub.dial(Address("no-such-host.invalid", 9), None)
+            for host in ("fe80::1%a..b", "fe80::1%²", "a..b", "a\0b", "\ud800"):
+                with pytest.raises(LinkClosedError):
+                    await one.hub.dial(Address(host, 9), None)
 
     asyncio.run(main())
 

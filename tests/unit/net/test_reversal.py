@@ -17,7 +17,7 @@ from p2pcompute.net.memory import MemoryNetwork
 from p2pcompute.net.reversal import Reversals
 from p2pcompute.wire.messages import Grant, Message
 from p2pcompute.wire.reaching import PleaseDial
-from tests.unit.net.link_help import Side, fake_identities, sides, until
+from tests.unit.net.link_help import Side, fake_identities, sides, tls_identities, until
 from tests.unit.net.relay_help import dial_via, relayed
 
 
@@ -71,8 +71,8 @@ def test_nobody_between_nobody_there_and_no_address() -> None:
                 await one.hub.dial_reversed(middle.peer, PeerId(b"n" * 32), [one.address])
             with pytest.raises(LinkClosedError, match="none of your addresses is public"):
                 await one.hub.dial_reversed(middle.peer, two.peer, [Address("192.168.7.7", 9876)])
-            with pytest.raises(LinkClosedError, match="it tried: cannot reach"):
-                await one.hub.dial_reversed(middle.peer, two.peer, [Address(one.host, 1)])
+            with pytest.raises(LinkClosedError, match=r"it tried, and did not reach this peer there$"):
+                await one.hub.dial_reversed(middle.peer, two.peer, [Address(one.host, 1_024)])
             assert not one.hub._expected
             assert not one.hub.reaching.reversals._wished
             with pytest.raises(LinkClosedError, match="less than 10 s ago"):
@@ -134,6 +134,16 @@ def test_only_the_target_and_the_peer_between_can_refuse() -> None:
         ("192.168.1.9", "192.168.1.1:9876", True),
         ("192.168.1.9", "8.8.4.4:9876", True),
         ("relay ABC", "192.168.1.1:9876", False),
+        ("192.168.1.9", "192.168.1.1:80", False),
+        ("192.168.1.9", "127.0.0.1:9876", False),
+        ("192.168.1.9", "169.254.169.254:9876", False),
+        ("192.168.1.9", "[fe80::1]:9876", False),
+        ("192.168.1.9", "[::1]:9876", False),
+        ("192.168.1.9", "240.0.0.1:9876", False),
+        ("127.0.0.1", "127.0.0.1:9876", True),
+        ("127.0.0.1", "127.0.0.2:9876", False),
+        ("127.0.0.1", "192.168.1.1:9876", True),
+        ("100.64.0.9", "100.64.0.1:9876", True),
     ],
 )
 def test_nobody_out_there_has_private_addresses_dialled(between: str, address: str, expected: bool) -> None:
@@ -142,6 +152,67 @@ def test_nobody_out_there_has_private_addresses_dialled(between: str, address: s
         remote = Address(between, 1)
 
     assert Reversals._may_dial(Address.parse(address), Between()) is expected  # type: ignore[arg-type]
+
+
+def test_invented_askers_have_nothing_scanned_and_learn_nothing() -> None:
+    """The peer between may write any name over a wish: it gets one dial in ten seconds all the same, and no word of what came of it."""
+
+    async def main() -> None:
+        connected: list[object] = []
+        server = await asyncio.start_server(
+            lambda _, writer: (connected.append(writer), writer.close()), "127.0.0.1", 0
+        )
+        port = server.sockets[0].getsockname()[1]
+        async with server, sides(tls_identities(2)) as (one, two):
+            link = await one.hub.dial(two.address, two.peer)
+            heard: list[PleaseDial] = []
+
+            def listen(_: Link, message: Message) -> bool:
+                if isinstance(message, PleaseDial):
+                    heard.append(message)
+                return True
+
+            one.hub.reaching.heard = listen  # type: ignore[method-assign]
+            for number in range(50):
+                link.send(PleaseDial(two.peer, PeerId(number.to_bytes(32)), (Address("127.0.0.1", port),)))
+            await until(lambda: len(heard) == 50)
+            assert len(connected) <= 1
+            opened = {each.refused for each in heard if "ago" not in each.refused}
+            two.hub.reaching.reversals._heard_from = Turns(10.0)
+            server.close()
+            link.send(PleaseDial(two.peer, PeerId(b"x" * 32), (Address("127.0.0.1", port),)))
+            await until(lambda: len(heard) == 51)
+            assert {heard[-1].refused} == opened, "open and closed are the same"
+
+    asyncio.run(main())
+
+
+def test_one_refusal_of_each_wish_is_passed_back() -> None:
+    async def main() -> None:
+        async with around() as (one, middle, two):
+            refusals: list[PleaseDial] = []
+
+            def listen(_: Link, message: Message) -> bool:
+                if isinstance(message, PleaseDial):
+                    refusals.append(message)
+                return isinstance(message, PleaseDial)
+
+            one.hub.reaching.heard = listen  # type: ignore[method-assign]
+            two.hub.reaching.heard = lambda link, message: True  # type: ignore[method-assign]
+            back = two.link_to(middle)
+            for _ in range(20):
+                back.send(PleaseDial(two.peer, one.peer, (), "nobody asked"))
+            one.link_to(middle).send(PleaseDial(two.peer, one.peer, (one.address,)))
+            await until(lambda: middle.hub.reaching.reversals._open_wishes)
+            for number in range(20):
+                back.send(PleaseDial(two.peer, one.peer, (), f"no, {number}"))
+            back.send(Grant(1))
+            await until(lambda: middle.events.messages)
+            middle.link_to(one).send(Grant(1))
+            await until(lambda: one.events.messages)
+            assert [each.refused for each in refusals] == ["no, 0"]
+
+    asyncio.run(main())
 
 
 def test_a_peer_does_not_dial_for_everybody_at_once() -> None:
@@ -158,8 +229,9 @@ def test_a_peer_does_not_dial_for_everybody_at_once() -> None:
             one.hub.reaching.heard = listen  # type: ignore[method-assign]
             wished = two.hub.reaching.reversals
             two.hub._transport.connect = _never  # type: ignore[method-assign]
+            wished._heard_from = Turns(0.0)
             for number in range(12):
-                link.send(PleaseDial(two.peer, PeerId(number.to_bytes(32)), (Address("10.0.0.7", 1),)))
+                link.send(PleaseDial(two.peer, PeerId(number.to_bytes(32)), (Address("10.0.0.7", 9_876),)))
             await until(lambda: len(heard) == 4)
             assert wished._running == 8
             assert "dials for others already" in heard[0].refused

@@ -52,6 +52,23 @@ def test_reset_in_the_middle_and_credit_after_the_end_are_harmless() -> None:
     assert sender.next_chunk() is None
 
 
+def test_streams_that_are_asked_for_and_reset_leave_nothing_behind() -> None:
+    sender = StreamSender(open_max=4)
+    for number in range(1, 2_001, 2):
+        sender.open(number, bytes(10))
+        sender.reset(number)
+        assert not sender.ready
+    with pytest.raises(ProtocolError, match="twice"):
+        sender.open(1_999, b"again")
+    with pytest.raises(ProtocolError, match="later"):
+        sender.open(1_001, b"before")
+    sender.open(2_001, b"x")
+    sender.open(2_003, b"y")
+    sender.reset(2_001)
+    assert sender.next_chunk() == (2_003, b"y", True)
+    assert (len(sender), len(sender._round)) == (0, 0)
+
+
 def test_limits_of_the_sender() -> None:
     sender = StreamSender(window_bytes=10, open_max=2)
     sender.open(2, b"a")

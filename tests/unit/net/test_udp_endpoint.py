@@ -201,6 +201,26 @@ def test_events_may_answer_at_once() -> None:
     asyncio.run(main())
 
 
+def test_an_effect_that_fails_is_told_and_loses_no_other() -> None:
+    async def main() -> None:
+        bugs: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+        async with sides("127.0.0.1", "127.0.0.1") as (anna, bert):
+            answered = bert.told.session_up
+
+            def breaks(*what: Any) -> None:
+                answered(*what)
+                raise RuntimeError("a listener with a bug")
+
+            bert.told.session_up = breaks  # type: ignore[method-assign]
+            anna.endpoint.send(bert.peer, (Address("127.0.0.1", bert.endpoint.port),), 1, b"first")
+            await until(lambda: bert.told.datagrams)  # came with the datagram that made the session
+            assert [payload for _, _, payload, _ in bert.told.datagrams] == [b"first"]
+        assert [str(bug["exception"]) for bug in bugs] == ["a listener with a bug"]
+
+    asyncio.run(main())
+
+
 # --- the port ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +272,7 @@ def test_what_cannot_be_sent_is_lost_and_counted() -> None:
             Address("::1", 9), Address("fe80::1%no-such-interface", 9), Address("host.example", 9), Address("127.0.0.1", 0),
             Address("127.0.0.1", 70_000), Address("255.255.255.255", 9), Address("203.0.113.7", 9),
         ]  # fmt: skip
+        lost += [Address(f"fe80::1%{zone}", 9) for zone in ("²", "a\0b", "\ud800", "9" * 30, "9" * 9_000)]
         for to in lost:
             one.send(b"lost", to)
         one.send(bytes(70_000), Address("127.0.0.1", two.port))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -11,8 +12,8 @@ from p2pcompute.model import limits
 from p2pcompute.model.peer import Address
 from p2pcompute.net.cookies import Cookies
 from p2pcompute.net.datagram_rates import DatagramRates
-from p2pcompute.net.session_events import SessionSettings, Transmit
-from p2pcompute.wire.datagram import SEALED_BYTES_MIN, Kind, datagram_tag, write_hello
+from p2pcompute.net.session_events import Effect, SessionSettings, Transmit
+from p2pcompute.wire.datagram import SEALED_BYTES_MIN, Kind, datagram_tag, write_hello, write_proof
 from tests.support.networks import SeededEntropy, make_member
 from tests.unit.net.datagram_help import DELAY_S, NOW_WALL, Flying, Net, Station, home, joined, member, pair, session_of
 
@@ -219,13 +220,72 @@ def test_far_floods_leave_near_peers_their_share() -> None:
         rates.admits(f"93.184.{number}.1", 0.0)
         for _ in range(50):
             rates.admits_strange(f"93.184.{number}.1", 0.0)
-            rates.admits_handshake(f"93.184.{number}.1", 0.0)
+            rates.admits_handshake(f"93.184.{number}.1", 0.0, is_known=False)
     rates.admits("93.184.216.35", 0.0)
     rates.admits("10.0.0.1", 0.0)
     assert not rates.admits_strange("93.184.216.35", 0.0)
     assert rates.admits_strange("10.0.0.1", 0.0)
-    assert not rates.admits_handshake("93.184.216.35", 0.0)
-    assert rates.admits_handshake("10.0.0.1", 0.0)
+    assert not rates.admits_handshake("93.184.216.35", 0.0, is_known=False)
+    assert rates.admits_handshake("10.0.0.1", 0.0, is_known=False)
+    assert rates.admits_handshake("93.184.216.35", 0.0, is_known=True), "where a peer is that has a session"
+
+
+def test_one_ipv6_customer_gets_a_share_of_the_handshakes_however_many_networks_it_has() -> None:
+    rates = DatagramRates()
+    checked = sum(
+        rates.admits_handshake(f"2606:4700:0:{network:x}::1", 0.0, is_known=False)
+        for network in range(500)
+        for _ in range(10)
+    )
+    assert checked == 4 * limits.HANDSHAKES_PER_SECOND_PER_ADDRESS
+    assert rates.admits_handshake("2a00:1450:1:1::1", 0.0, is_known=False)
+
+
+@pytest.mark.parametrize("host", ["240.1.2.3", "198.18.0.1", "192.0.2.1", "0.1.2.3", "2001:db8::1", "100.64.0.1"])
+def test_ranges_that_nobody_has_are_not_near(host: str) -> None:
+    rates = DatagramRates()
+    per_second = limits.DATAGRAMS_PER_SECOND_PER_ADDRESS
+    assert sum(rates.admits(host, 0.0) for _ in range(2 * per_second)) == per_second
+
+
+def _besiege(net: Net, station: Station) -> None:
+    """Before each datagram of a handshake so many HELLOs and PROOFs of strangers come to `station` that it takes no more."""
+    receive, counts = station.sessions.receive, station.sessions.counts
+    tag = datagram_tag(station.identity.membership.network)
+    strangers = (
+        Address(f"10.{8 + number // 62_500}.{number // 250 % 250}.{number % 250}", 5) for number in itertools.count()
+    )
+
+    def besieged(data: bytes, source: Address, now: float) -> Sequence[Effect]:
+        if data[0] == Kind.SEALED:
+            return receive(data, source, now)
+        refused = counts["handshakes"]
+        while counts["handshakes"] == refused:
+            stranger = next(strangers)
+            cookie = station.sessions._cookies.bake(stranger, bytes(32), now)
+            receive(write_proof(tag, 1, bytes(32), cookie, 0, b"x" * 10) + bytes(64), stranger, now)
+        refused = counts["rate"]
+        while counts["rate"] == refused:
+            receive(write_hello(tag, 1, bytes(32)), next(strangers), now)
+        return receive(data, source, now)
+
+    station.sessions.receive = besieged  # type: ignore[method-assign]
+
+
+def test_strangers_keep_nobody_from_agreeing_on_fresh_keys() -> None:
+    """Whoever has a session gets its next one, whatever strangers send."""
+    net = Net()
+    settings = SessionSettings(rekey_s=2.0, end_s=8.0)
+    anna, bert = (net.station(each, number, settings=settings) for number, each in enumerate(pair(), 1))
+    joined(net, anna, bert)
+    first = session_of(anna, bert)
+    net.run(2.0)
+    _besiege(net, anna)
+    _besiege(net, bert)
+    net.say(anna, bert, b"on")
+    net.run(DELAY_S * 6)
+    assert session_of(anna, bert) is not first
+    assert session_of(bert, anna).order == session_of(anna, bert).order
 
 
 def test_cookies_are_bound_to_address_ephemeral_and_time() -> None:

@@ -11,9 +11,11 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import LinkClosedError, UsageError
 from p2pcompute.model.peer import Address
 from p2pcompute.net.session_events import SessionSettings
+from p2pcompute.net.session_questions import TOKEN_BYTES
 from p2pcompute.wire.datagram import Kind, datagram_tag, write_unknown
+from p2pcompute.wire.session import ANSWER, OWN_CHANNEL, QUESTION
 from tests.purity.world import world_switched_off
-from tests.unit.net.datagram_help import DELAY_S, Flying, Net, Station, joined, member, pair, session_of
+from tests.unit.net.datagram_help import CHANNEL, DELAY_S, Flying, Net, Station, joined, member, pair, session_of
 
 HANDSHAKE = [Kind.HELLO, Kind.COOKIE, Kind.PROOF, Kind.ACCEPT]
 
@@ -405,26 +407,140 @@ def test_a_hint_for_what_was_never_sent_is_ignored() -> None:
     assert anna.sessions.counts["stale"] == 3
 
 
+def moved(net: Net, who: Station, to: Address) -> None:
+    """`who` is at `to` from now on, and nobody where it was."""
+    del net.stations[who.address]
+    who.address = to
+    net.stations[to] = who
+
+
+ELSEWHERE = Address("10.0.5.5", 4_000)
+
+
 def test_a_session_follows_its_peer_to_another_address() -> None:
     net = Net()
     anna, bert = two(net)
     joined(net, anna, bert)
-    late = net.last(Kind.SEALED, anna).data
-    elsewhere = Address("10.0.5.5", 4_000)
-    anna.address = elsewhere
-    net.stations[elsewhere] = anna
+    before, late = anna.address, net.last(Kind.SEALED, anna).data
+    moved(net, anna, ELSEWHERE)
     net.say(anna, bert, b"moved")
     net.run(1.0)
     info = bert.sessions.session(anna.peer)
     assert info is not None
-    assert info.address == elsewhere
+    assert info.address == ELSEWHERE
     net.say(bert, anna, b"found")
-    assert net.log[-1].to == elsewhere
+    assert net.log[-1].to == ELSEWHERE
     net.run(1.0)
     assert anna.payloads == [b"found"]
     # Neither a replay nor a late datagram from the old place leads back.
-    net.inject(late, Address("10.0.0.1", 9876), bert)
-    assert session_of(bert, anna).address == elsewhere
+    net.inject(late, before, bert)
+    net.run(1.0)
+    assert session_of(bert, anna).address == ELSEWHERE
+    assert session_of(bert, anna).trial is None
+
+
+def test_whoever_moves_misses_no_answer_and_is_followed_through_losses() -> None:
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    moved(net, anna, ELSEWHERE)
+    net.say(anna, bert, bytes(40))
+    net.run(DELAY_S)
+    net.say(bert, anna, b"an answer at once")
+    net.run(DELAY_S)
+    assert anna.payloads == [b"an answer at once"], "while it is asked whether it is there"
+    there = Address("10.0.5.6", 4_000)
+    moved(net, anna, there)
+    lost = iter((True, True, True))
+    net.fate = lambda flying: () if flying.to == there and next(lost, False) else (DELAY_S,)
+    net.say(anna, bert, bytes(40))
+    net.run(5.0)
+    assert session_of(bert, anna).address == there, "three questions were lost"
+
+
+def test_an_address_that_does_not_answer_gets_three_times_what_came_from_there() -> None:
+    """A member writes another's address over its requests: its session stays where it is, and so do the answers."""
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    victim = Address("203.0.113.9", 53)
+    came = 0
+    for _ in range(10):
+        request = session_of(anna, bert).sealer.seal(CHANNEL, bytes(400))
+        came += len(request)
+        net.inject(request, victim, bert)
+        for _ in range(32):
+            net.say(bert, anna, bytes(1_100))
+        net.run(1.0)
+    assert sum(len(flying.data) for flying in net.log if flying.to == victim) <= 3 * came
+    assert session_of(bert, anna).address == anna.address
+    assert {each.source for each in bert.delivered} == {anna.address}
+    net.run(60.0)
+    n = len(net.log)
+    for _ in range(10):
+        net.say(anna, bert, b"here I am")
+        net.say(bert, anna, b"here too")
+        net.run(1.0)
+    assert not [flying for flying in net.log[n:] if flying.to == victim]
+    assert len(anna.payloads) > 250, "the victim got next to nothing of them"
+
+
+def test_a_captured_datagram_that_comes_first_from_elsewhere_turns_nothing_aside() -> None:
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    thief = Address("203.0.113.9", 53)
+    net.fate = lambda flying: () if flying.source == anna.address else (DELAY_S,)
+    net.say(anna, bert, b"captured")
+    captured = net.log[-1].data
+    net.fate = lambda flying: (DELAY_S,)
+    net.inject(captured, thief, bert)
+    assert net.log[-1].to == thief, "it is asked, and cannot answer"
+    net.say(anna, bert, b"from where she is")
+    net.run(DELAY_S)
+    n = len(net.log)
+    net.say(bert, anna, b"hers")
+    net.run(20.0)
+    assert not [flying for flying in net.log[n:] if flying.to == thief]
+    assert anna.payloads == [b"hers"]
+    assert session_of(bert, anna).address == anna.address
+
+
+def test_only_the_right_answer_from_there_moves_a_session() -> None:
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    victim = Address("203.0.113.9", 53)
+    seal = session_of(anna, bert).sealer.seal
+    net.inject(seal(CHANNEL, b"x"), victim, bert)
+    trial = session_of(bert, anna).trial
+    assert trial is not None
+    for answer, source in (
+        (ANSWER, victim), (ANSWER + bytes(TOKEN_BYTES), victim), (QUESTION + trial.token, victim), (trial.token, victim),
+        (ANSWER + trial.token, Address("203.0.113.10", 53)),
+    ):  # fmt: skip
+        net.inject(seal(OWN_CHANNEL, answer), source, bert)
+        assert session_of(bert, anna).address == anna.address
+    net.inject(seal(CHANNEL, b"x"), victim, bert)
+    trial = session_of(bert, anna).trial
+    assert trial is not None
+    net.inject(seal(OWN_CHANNEL, ANSWER + trial.token), victim, bert)
+    assert session_of(bert, anna).address == victim
+
+
+def test_one_peer_has_one_rate_wherever_it_sends_from() -> None:
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    net.check_every = 1_000
+    seal = session_of(anna, bert).sealer.seal
+    for number in range(2 * limits.DATAGRAMS_PER_SECOND_PER_PEER):
+        net.inject(seal(CHANNEL, b"x"), Address(f"10.9.{number % 200}.{number % 199}", 9), bert)
+    assert len(bert.delivered) <= limits.DATAGRAMS_PER_SECOND_PER_PEER + 1
+    net.run(1.0)
+    net.say(anna, bert, b"later")
+    net.run(1.0)
+    assert bert.payloads[-1] == b"later"
 
 
 def test_a_late_datagram_from_elsewhere_is_taken_and_moves_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,30 @@ def test_an_effect_without_a_handler_is_not_swallowed() -> None:
         pump: Pump[Say | Tick, Say] = Pump(Echo(), {}, Tick(), SystemClock())
         with pytest.raises(KeyError):
             pump.feed(Say("a"))
+        pump.stop()
+
+    asyncio.run(main())
+
+
+def test_an_effect_that_fails_is_told_and_loses_no_other() -> None:
+    async def main() -> None:
+        bugs: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+        done: list[str] = []
+
+        class Both(Echo):
+            def handle(self, event: Say | Tick, now: float) -> list[Say]:
+                return [Say("breaks"), Say("is done")]
+
+        def perform(effect: Say) -> None:
+            if effect.text == "breaks":
+                raise RuntimeError("a handler with a bug")
+            done.append(effect.text)
+
+        pump: Pump[Say | Tick, Say] = Pump(Both(), {Say: perform}, Tick(), SystemClock())
+        pump.feed(Say("a"))
+        assert done == ["is done"]
+        assert [str(bug["exception"]) for bug in bugs] == ["a handler with a bug"]
         pump.stop()
 
     asyncio.run(main())

@@ -168,3 +168,14 @@ def test_random_bytes_raise_only_protocol_errors(data: bytes) -> None:
         assert 0 <= kind <= 4
         assert (kind == 0) == (stream == 0)
         assert len(payload) <= limits.FRAME_BYTES_MAX
+
+
+def test_little_is_read_at_a_time_but_the_rest_of_a_large_frame() -> None:
+    reader = FrameReader()
+    ping = message_frame(bytes(10))
+    room = reader.get_buffer()
+    assert len(room) <= 2_000 * len(ping), "so many small messages are dealt with in one turn of the loop"
+    head = frame_header(FrameType.CHUNK, 1, 1 << 20) + bytes(100)
+    room[: len(head)] = head
+    assert reader.buffer_updated(len(head)) == []
+    assert len(reader.get_buffer()) >= (1 << 20) - 100

@@ -75,8 +75,18 @@ def test_a_signed_record_that_makes_no_sense_is_refused(change: dict[str, object
         open_record(pack([version, public, bad, KEY.sign(CONTEXT + bytes([version]), bad)]), verify_signature)
 
 
-def test_a_record_holds_no_host_names() -> None:
+@pytest.mark.parametrize(
+    "told",
+    ["example.org:80", "[fe80::1%eth0]:80", "[fe80::1%²]:80", "[fe80::1%a..b]:80", "[fe80::1%a\0]:80", "1.2.3.4%x:80"],
+)
+@pytest.mark.parametrize("where", ["addresses", "relays"])
+def test_a_record_holds_neither_host_names_nor_zones(told: str, where: str) -> None:
     version, public, body, _ = unpack(sign_record(RECORD, KEY).wire)
-    bad = pack({**unpack(body), "addresses": ["example.org:80"]})
-    with pytest.raises(ProtocolError, match="addresses"):
+    bad = pack({**unpack(body), where: [told] if where == "addresses" else [[b"r" * 32, told]]})
+    with pytest.raises(ProtocolError, match=where):
         open_record(pack([version, public, bad, KEY.sign(CONTEXT + bytes([version]), bad)]), verify_signature)
+
+
+def test_nobody_is_told_a_zone() -> None:
+    zoned = dataclasses.replace(RECORD, addresses=(Address("fe80::1%eth0", 9876),))
+    assert open_record(sign_record(zoned, KEY).wire, verify_signature).record.addresses == (Address("fe80::1", 9876),)

@@ -396,6 +396,21 @@ def test_d8_many_identities_of_one_invitation_are_one_sender(host: str, invitati
     scene(body)
 
 
+def test_d8_one_peer_is_one_sender_from_however_many_addresses() -> None:
+    async def body(net: Net) -> None:
+        dht = net.book("anna", "10.0.0.1:9876")
+        liar = Liar(net, "mallory", "8.0.1.1:9")
+        for number in range(6 * limits.DHT_STORES_PER_SECOND_PER_ADDRESS):
+            record = of(("owner", number % 3, number))
+            request = frames.Request(Method.STORE, 6, record.wire)
+            dht.received(
+                liar.peer, Address(f"8.{number % 100}.0.1", 9), frames.request_frame(number.to_bytes(20), request)
+            )
+        assert len(dht.server.storage) == limits.DHT_STORES_PER_SECOND_PER_ADDRESS
+
+    scene(body)
+
+
 def test_d18_newest_wins_and_ends() -> None:
     async def body(net: Net) -> None:
         dht = net.book("anna", "8.0.0.1:9876")
