@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from p2pcompute.membership.agreement import agreed_edges, fill_in
+from p2pcompute.membership.agreement import AgreementSettings, agreed_edges, fill_in
 from p2pcompute.topology.affinity import Adjacency, adjacency
 from p2pcompute.topology.balance import balancing_flow, surplus
 from p2pcompute.topology.election import Candidate
@@ -34,6 +34,7 @@ NETWORKS = 200
 PER_SITE = 8
 #: Mean queueing of a round trip, as a share of it, in what peers publish.
 NOISE = 0.1
+ALL_PAIRS, PUBLISHED, UNLIFTED = "all pairs", "published", "published, none lifted"
 T = TypeVar("T")
 
 
@@ -63,10 +64,14 @@ def main(arguments: Sequence[str] = ()) -> None:
 Rule = Callable[[np.ndarray], int]
 
 
-def seen_by_all(world: Sites, *, noise: float = NOISE) -> Adjacency:
+#: No number of witnesses is enough to lift an edge.
+NOTHING_LIFTED = AgreementSettings(witnesses=1_000_000, peers_per_witness=1)
+
+
+def seen_by_all(world: Sites, *, noise: float = NOISE, settings: AgreementSettings | None = None) -> Adjacency:
     """The graph that everybody agrees on after each peer has published the edges it really selects."""
     view = view_of(published(world, noise=noise))
-    agreed = agreed_edges(view)
+    agreed = agreed_edges(view, settings)
     return adjacency(world.peers, agreed, fill_in(view, agreed))
 
 
@@ -139,15 +144,15 @@ class Tally:
     gain_ms: float = 0.0
 
 
-def _tally(*, slow: bool, is_published: bool, networks: int = 60) -> Tally:
+def _tally(edges: str, *, slow: bool, networks: int = 60) -> Tally:
     tally = Tally()
     rng = np.random.default_rng(5)
     for seed in range(networks):
         world = sites(int(rng.integers(2, 6)), int(rng.integers(6, 14)), 500 + seed, slow=slow)
         seen: Floats | Graph = world.weights
         estimated = None
-        if is_published:
-            listed = seen_by_all(world)
+        if edges != ALL_PAIRS:
+            listed = seen_by_all(world, settings=NOTHING_LIFTED if edges == UNLIFTED else None)
             seen, estimated = listed.graph, listed.estimated
         labels = communities(seen)
         shares, whole = gateway_shares(seen, labels, estimated=estimated), spectrum(seen).shares
@@ -176,11 +181,11 @@ def _print_sites() -> None:
         "| edges | slow laptop | sites found | best gateway by s of the whole graph | by the two steps | lost of the gain |"
     )
     print("|---|---|---|---|---|---|")
-    for is_published in (False, True):
+    for edges in (ALL_PAIRS, PUBLISHED, UNLIFTED):
         for slow in (False, True):
-            tally = _tally(slow=slow, is_published=is_published)
+            tally = _tally(edges, slow=slow)
             print(
-                f"| {'published' if is_published else 'all pairs'} | {'one' if slow else 'none'} | {tally.found} of {tally.networks} "
+                f"| {edges} | {'one' if slow else 'none'} | {tally.found} of {tally.networks} "
                 f"| {tally.whole} of {tally.gateways} | {tally.two_step} of {tally.gateways} | {tally.lost_ms / tally.gain_ms:.0%} |"
             )
 
@@ -332,6 +337,7 @@ def draw(costs: dict[bool, dict[str, float]], path: str) -> None:
         values = [costs[slow][rule] for rule in rules]
         bars = left.barh(heights + shift, values, 0.38, color=colour, label=name)
         left.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    left.margins(x=0.08)
     left.set_yticks(heights, [rule.replace(", ", ",\n") for rule in rules])
     left.set_xlabel("mean round trip from a site's coordinator to the other sites, ms")
     left.legend(loc="lower right", fontsize=7)
