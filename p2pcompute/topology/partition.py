@@ -1,8 +1,7 @@
 """Communities: parts of the network whose peers are nearer to each other than to the rest.
 
 Recursive bisection by the best conductance sweep (`cuts.py`) over the lowest vectors of the normalised Laplacian, whose cuts weigh volumes
-and so cannot be hijacked by one slow peer; a part is left whole when its best cut exceeds `stop`. Then two repairs: parts between which
-no thin cut runs are joined (a sweep through the middle of a site, which a sample of edges invites, is undone), and parts of fewer than
+and so cannot be hijacked by one slow peer; a part is left whole when its best cut exceeds `stop`. Then parts of fewer than
 `size_min` peers join their nearest.
 
 A cut at the border of `stop` would come and go with the noise. So a cut between two parts that both have a leader, as their own records claim,
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pcompute.model import limits
-from p2pcompute.topology.cuts import best_cut, conductance
+from p2pcompute.topology.cuts import best_cut
 from p2pcompute.topology.graph import (
     Bools,
     Floats,
@@ -77,7 +76,6 @@ def communities(
     claimed = leads if leads is not None else np.zeros(graph.size, dtype=np.bool_)
     roots = components(graph)
     labels = _cut_up(graph, roots, claimed, chosen, basis)
-    labels = _joined(graph, labels, claimed, chosen)
     return numbered(_without_small(graph, labels, chosen))
 
 
@@ -162,46 +160,7 @@ def _groups(labels: Ints) -> list[Ints]:
     return list(np.split(order, borders)) if labels.size else []
 
 
-# --- repairs ----------------------------------------------------------------------------------------------------------
-
-
-def _joined(graph: Graph, labels: Ints, claimed: Bools, settings: CommunitySettings) -> Ints:
-    """Parts between which there is no thin cut are one, the thickest first."""
-    while True:
-        labels = numbered(labels)
-        pairs, scores = pair_conductances(graph, labels)
-        if not scores.size:
-            return labels
-        leads = np.bincount(labels[claimed], minlength=int(labels.max()) + 1) > 0
-        is_settled = leads[pairs[:, 0]] & leads[pairs[:, 1]]
-        excess = scores - settings.stop * np.where(is_settled, settings.settled_factor, 1.0)
-        worst = int(np.argmax(excess))
-        if excess[worst] <= 0:
-            return labels
-        labels = np.where(labels == pairs[worst, 1], pairs[worst, 0], labels)
-
-
-def pair_conductances(graph: Graph, labels: Ints) -> tuple[Ints, Floats]:
-    """For each pair of labels with an edge between them, ascending (p, 2), the conductance (p,) of the cut between the two alone."""
-    count = int(labels.max()) + 1 if labels.size else 0
-    one, other = labels[graph.one], labels[graph.other]
-    inside = one == other
-    within = summed(one[inside], graph.weight[inside], count)
-    within_pairs = np.bincount(one[inside], minlength=count).astype(np.float64)
-    sizes = np.bincount(labels, minlength=count).astype(np.float64)
-    keys = np.minimum(one, other)[~inside] * count + np.maximum(one, other)[~inside]
-    found, inverse = np.unique(keys, return_inverse=True)
-    across = summed(inverse.reshape(-1), graph.weight[~inside], found.size)
-    across_pairs = np.bincount(inverse.reshape(-1), minlength=found.size).astype(np.float64)
-    low, high = found // max(count, 1), found % max(count, 1)
-    scores = conductance(
-        across,
-        across_pairs,
-        (within[low], within[high]),
-        (within_pairs[low], within_pairs[high]),
-        (sizes[low], sizes[high]),
-    )
-    return np.stack((low, high), axis=1), scores
+# --- small ones -------------------------------------------------------------------------------------------------------
 
 
 def _without_small(graph: Graph, labels: Ints, settings: CommunitySettings) -> Ints:

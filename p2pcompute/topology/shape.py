@@ -21,7 +21,7 @@ from p2pcompute.topology.affinity import Adjacency, Link, adjacency
 from p2pcompute.topology.election import Candidate, KeyNode, elect, fiedler_scores, stability
 from p2pcompute.topology.fiedler import pinned, spectrum
 from p2pcompute.topology.gateways import gateway_shares
-from p2pcompute.topology.graph import Floats, Graph, Ints, components, node_sums, part
+from p2pcompute.topology.graph import Floats, Graph, Ints, components, part
 from p2pcompute.topology.partition import communities, cutting_basis
 
 
@@ -155,20 +155,13 @@ def matched_communities(old: NetworkShape, new: NetworkShape) -> dict[int, int]:
 
 
 def _carried(previous: NetworkShape, now: Adjacency) -> Floats | None:
-    """The vectors of `previous` in the rows of `now`; who is new stands where its neighbours are in the mean."""
+    """The vectors of `previous` in the rows of `now`; who is new stands in the middle, at 0."""
     rows = [previous.row(peer) for peer in now.peers]
     is_known = np.array([row is not None for row in rows], dtype=np.bool_)
     if not is_known.any() or not previous.vectors.shape[1]:
         return None
     carried = np.zeros((len(rows), previous.vectors.shape[1]))
     carried[is_known] = previous.vectors[[row for row in rows if row is not None]]
-    graph = now.graph
-    for column in carried.T:
-        ends = np.concatenate((graph.one, graph.other))
-        others = np.concatenate((column[graph.other], column[graph.one])) * np.concatenate((graph.weight, graph.weight))
-        sums = np.bincount(ends, others, minlength=graph.size)
-        means = sums / np.maximum(node_sums(graph, graph.weight), 1e-300)
-        column[~is_known] = means[~is_known]
     return carried
 
 

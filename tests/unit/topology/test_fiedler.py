@@ -193,6 +193,13 @@ def test_a_warm_start_does_not_hide_what_is_new(count: int) -> None:
     assert np.abs(found.vector).argmax() >= graph.size
 
 
+def test_a_warm_start_from_other_vectors_than_the_lowest_finds_the_lowest() -> None:
+    """They span a space from which Lanczos alone never gets out."""
+    graph = clusters(8, 100, 4)
+    values, vectors = np.linalg.eigh(laplacian(graph))
+    assert spectrum(graph, warm=vectors[:, 3:6]).lambda2 == pytest.approx(values[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("useless", [np.full((800, 3), np.nan), np.zeros((800, 3)), np.ones((7, 3))])
 def test_a_useless_warm_start_does_no_harm(useless: np.ndarray) -> None:
     graph = clusters(8, 100, 4)
