@@ -105,7 +105,7 @@ def analyse(
 ) -> NetworkShape:
     """The shape of the network of `candidates` with these links; see `affinity.adjacency` for what counts of them.
 
-    Blocks for 5 ms at 100 peers and for a second at 10,000 (docs/performance.md): off the event loop. Raises UsageError where a link makes no sense.
+    Blocks for 8 ms at 100 peers and for 0.8 to 1.4 s at 10,000 (docs/performance.md): off the event loop. Raises UsageError where a link makes no sense.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.peer)
     found = adjacency((candidate.peer for candidate in ordered), measured, estimated)
