@@ -1,9 +1,11 @@
-"""The spectral part: what its choices are worth, on made-up networks, and what its solvers cost beside plain SciPy in the same run.
+"""The spectral part: what its choices are worth, on made-up networks, and what its solvers cost beside plain SciPy in
+the same run.
 
     python -m benchmarks topology [--part rules|sites|solvers]... [--plot docs/topology.svg]
 
-Parts: `rules` (200 networks: what a site's coordinator costs by the rule that chooses it), `sites` (sites found and gateways right), `solvers`
-(times at 100, 1,000 and 10,000 peers). The networks are those of the tests. `--plot` needs matplotlib: pip install 'p2pcompute[plots]'.
+Parts: `rules` (200 networks: what a site's coordinator costs by the rule that chooses it), `sites` (sites found and
+gateways right), `solvers` (times at 100, 1,000 and 10,000 peers). The networks are those of the tests. `--plot` needs
+matplotlib: pip install 'p2pcompute[plots]'.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ def way_out(world: Sites) -> Floats:
 
 
 def rule_costs(*, slow: bool) -> dict[str, float]:
-    """Mean round trip from the coordinators of sites to other sites, ms, by the rule that chose them; means over `NETWORKS`."""
+    """Mean round trip from the coordinators of sites to other sites, ms, by the rule that chose them; means over
+    `NETWORKS`."""
     sums: dict[str, list[float]] = {}
     for seed in range(NETWORKS):
         rng = np.random.default_rng(1_000 + seed)
@@ -194,7 +197,8 @@ def _print_sites() -> None:
 
 
 def large_network(count: int, per_site: int, seed: int) -> Graph:
-    """Sites on a globe; each peer has some edges at its site and some to others, 14 or so in all, as selection leaves them."""
+    """Sites on a globe; each peer has some edges at its site and some to others, 14 or so in all, as selection leaves
+    them."""
     rng = np.random.default_rng(seed)
     size = count * per_site
     place = rng.normal(size=(count, 3))
@@ -225,7 +229,8 @@ def shaken(graph: Graph, seed: int) -> Graph:
 
 
 def _timed(function: Callable[[], T], runs: int) -> tuple[T, str]:
-    """The answer and the least CPU time, ms: what other programs do meanwhile counts little. Wants OMP_NUM_THREADS=1."""
+    """The answer and the least CPU time, ms: what other programs do meanwhile counts little. Wants
+    OMP_NUM_THREADS=1."""
     taken = []
     for _ in range(runs):
         begun = time.process_time()

@@ -1,16 +1,19 @@
 """Access lines: what each peer adds to every way out of its community, learnt from the few ways that were measured.
 
-A peer publishes a handful of edges to other communities, chosen by chance (the lowest hashes of pairs), so the sum over them says how many it was
-dealt rather than how good it is. But a way out is an access line, a stretch between two communities, and another access line:
+A peer publishes a handful of edges to other communities, chosen by chance (the lowest hashes of pairs), so the sum over
+them says how many it was dealt rather than how good it is. But a way out is an access line, a stretch between two
+communities, and another access line:
 
     1 / w_ij ≈ h_i + h_j + d_c(i)c(j)
 
-(the height of network coordinates, here from measured edges alone). Alternating weighted means fit h and d; an edge counts by w², since short ways
-are measured more exactly, and by less where the others contradict it, as a liar's would. Peers with few edges are drawn towards the mean of their
-community, by as much as a third of an ordinary edge, so that none is elected for one lucky figure.
+(the height of network coordinates, here from measured edges alone). Alternating weighted means fit h and d; an edge
+counts by w², since short ways are measured more exactly, and by less where the others contradict it, as a liar's would.
+Peers with few edges are drawn towards the mean of their community, by as much as a third of an ordinary edge, so that
+none is elected for one lucky figure.
 
-Measured with the edges that peers really list, 4 sites of 20 and 5 of 13: of what the best peer of a site is better than the mean one,
-choosing by the plain sum loses 25 to 31 %, this 3 to 6 % and with 10 % of queueing in all round trips 10 to 12 %.
+Measured with the edges that peers really list, 4 sites of 20 and 5 of 13: of what the best peer of a site is better
+than the mean one, choosing by the plain sum loses 25 to 31 %, this 3 to 6 % and with 10 % of queueing in all round
+trips 10 to 12 %.
 
 Refuses to know: eigenvectors, elections.
 """
@@ -37,8 +40,9 @@ TYPICAL_PEERS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WaysOut:
-    """Rows (r,), one for each peer and each community to which somebody of its own has a measured edge: `peer`, `there` (a label), and
-    `affinity`: the sum over all peers there, measured ones as measured, the others as the access lines say."""
+    """Rows (r,), one for each peer and each community to which somebody of its own has a measured edge: `peer`, `there`
+    (a label), and `affinity`: the sum over all peers there, measured ones as measured, the others as the access lines
+    say."""
 
     peer: Ints
     there: Ints
@@ -46,7 +50,8 @@ class WaysOut:
 
 
 def ways_out(graph: Graph, labels: Ints, measured: Bools) -> WaysOut:
-    """See the module. `labels`: (n,) 0, 1, ...; `measured`: (m,) edges that count. Where all pairs are measured nothing is estimated."""
+    """See the module. `labels`: (n,) 0, 1, ...; `measured`: (m,) edges that count. Where all pairs are measured nothing
+    is estimated."""
     counted = measured & (labels[graph.one] != labels[graph.other])
     # Each edge is a way out at both its ends.
     here = np.concatenate((graph.one[counted], graph.other[counted]))
@@ -71,7 +76,8 @@ def ways_out(graph: Graph, labels: Ints, measured: Bools) -> WaysOut:
     known = np.bincount(row, minlength=row_pair.size)
     least = np.full(pairs.size, np.inf)
     np.minimum.at(least, pair, 1.0 / weight)
-    # What the model says of all pairs, and by how much it is wrong about those that were measured: which ones these are does not
+    # What the model says of all pairs, and by how much it is wrong about those that were measured: which ones these are
+    # does not
     # matter then. Nobody unmeasured is taken for better than the best that was measured between the two.
     ends = heights[peer] + stretches[row_pair]
     typical = _typical_heights(labels, heights, members, begins, sizes)[far[row_pair]]
@@ -87,7 +93,8 @@ def ways_out(graph: Graph, labels: Ints, measured: Bools) -> WaysOut:
 
 
 def _typical_heights(labels: Ints, heights: Floats, members: Ints, begins: Ints, sizes: Ints) -> Floats:
-    """(communities, `TYPICAL_PEERS`) heights spread evenly over those of each community: the mean of 1 / x is not 1 / the mean of x."""
+    """(communities, `TYPICAL_PEERS`) heights spread evenly over those of each community: the mean of 1 / x is not 1 /
+    the mean of x."""
     ascending = members[np.lexsort((heights[members], labels[members]))]
     places = (np.arange(TYPICAL_PEERS)[None, :] + 0.5) / TYPICAL_PEERS * sizes[:, None]
     return heights[ascending[begins[:, None] + places.astype(np.int64)]]

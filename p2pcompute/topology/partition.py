@@ -1,14 +1,16 @@
 """Communities: parts of the network whose peers are nearer to each other than to the rest.
 
-Recursive bisection by the best conductance sweep (`cuts.py`) over the lowest vectors of the normalised Laplacian, whose cuts weigh volumes
-and so cannot be hijacked by one slow peer; a part is left whole when its best cut exceeds `stop`. Then parts of fewer than
-`size_min` peers join their nearest.
+Recursive bisection by the best conductance sweep (`cuts.py`) over the lowest vectors of the normalised Laplacian, whose
+cuts weigh volumes and so cannot be hijacked by one slow peer; a part is left whole when its best cut exceeds `stop`.
+Then parts of fewer than `size_min` peers join their nearest.
 
-A cut at the border of `stop` would come and go with the noise. So a cut between two parts that both have a leader, as their own records claim,
-may be thicker by `settled_factor`: what is in the records is the same for everybody, so equal views still give equal answers.
+A cut at the border of `stop` would come and go with the noise. So a cut between two parts that both have a leader, as
+their own records claim, may be thicker by `settled_factor`: what is in the records is the same for everybody, so equal
+views still give equal answers.
 
-Large parts are cut along the `limits.CUTTING_VECTORS` lowest vectors, found roughly once and used again for the parts of the part: the best
-direction within their span is found by Rayleigh and Ritz. So a network of hundreds of sites costs a few solutions, not hundreds.
+Large parts are cut along the `limits.CUTTING_VECTORS` lowest vectors, found roughly once and used again for the parts
+of the part: the best direction within their span is found by Rayleigh and Ritz. So a network of hundreds of sites costs
+a few solutions, not hundreds.
 
 Refuses to know: peers' names, elections.
 """
@@ -47,7 +49,8 @@ class CommunitySettings:
     size_min: int = 3
     #: How much thicker a cut may be that stands: the same fifth by which a challenger must beat a leader.
     settled_factor: float = 1.2
-    #: Vectors of a small part along which cuts are looked for: the lowest one, and those that a sample of edges may put before it.
+    #: Vectors of a small part along which cuts are looked for: the lowest one, and those that a sample of edges may put
+    #: before it.
     vectors: int = 4
 
 
@@ -68,8 +71,9 @@ def communities(
 ) -> Ints:
     """(n,) the community of each node: 0, 1, ... in the order of their lowest nodes.
 
-    `leads`: (n,) which peers claim to lead a community; `basis`: (n, k) columns D^-1/2 u of the whole graph, if they are known already.
-    Components are cut apart from the start. Raises UsageError where `weights` is no matrix of affinities.
+    `leads`: (n,) which peers claim to lead a community; `basis`: (n, k) columns D^-1/2 u of the whole graph, if they
+    are known already. Components are cut apart from the start. Raises UsageError where `weights` is no matrix of
+    affinities.
     """
     chosen = settings or CommunitySettings()
     graph = graph_of(weights)
@@ -132,7 +136,8 @@ def cutting_basis(graph: Graph, count: int) -> Floats:
 
 
 def _ritz(graph: Graph, basis: Floats, count: int) -> Floats:
-    """(n, at most count) the directions within the span of `basis` whose x' L x / x' D x is least and which are not constant."""
+    """(n, at most count) the directions within the span of `basis` whose x' L x / x' D x is least and which are not
+    constant."""
     degree = graph.degree
     centred = basis - (degree @ basis) / degree.sum()
     scaled = centred * np.sqrt(degree)[:, None]
@@ -164,8 +169,8 @@ def _groups(labels: Ints) -> list[Ints]:
 
 
 def _without_small(graph: Graph, labels: Ints, settings: CommunitySettings) -> Ints:
-    """Those below `size_min` join where their measured edges are strongest in the mean: the smallest first, of these the nearest, until
-    none is left that can."""
+    """Those below `size_min` join where their measured edges are strongest in the mean: the smallest first, of these
+    the nearest, until none is left that can."""
     while True:
         labels = numbered(labels)
         sizes = np.bincount(labels)
