@@ -2,12 +2,13 @@
 
     w_ij = 1 / (1 + rtt_ms) · sqrt(clip(Mbit/s / 100, 1/4, 4)),  the second factor 1 where no throughput was measured
 
-The round trip decides, since it spans four decades; throughput at most doubles or halves, so that a link that was measured and one beside it
-that was not remain comparable. What is believed of a link (both ends say it, the slower figure of the two, lifted where others' measurements contradict)
-was settled before, in membership; here it is given.
+The round trip decides, since it spans four decades; throughput at most doubles or halves, so that a link that was
+measured and one beside it that was not remain comparable. What is believed of a link (both ends say it, the slower
+figure of the two, lifted where others' measurements contradict) was settled before, in membership; here it is given.
 
-Estimates are claims of the peers concerned. They are used only where measured links leave the network in pieces: the strongest of those
-that join two pieces, each below the weakest measured weight, and each marked, so that no election counts them.
+Estimates are claims of the peers concerned. They are used only where measured links leave the network in pieces: the
+strongest of those that join two pieces, each below the weakest measured weight, and each marked, so that no election
+counts them.
 
 Refuses to know: records, views, how a link was measured.
 """
@@ -31,14 +32,16 @@ BANDWIDTH_USUAL_MBPS = 100.0
 BANDWIDTH_SPAN = 4.0
 #: An estimated edge weighs at most this share of the weakest measured one.
 ESTIMATE_SHARE = 0.99
-#: What counts as noise: members of a record are re-signed for a change of 25 %, so many of them change the whole by less than this.
+#: What counts as noise: members of a record are re-signed for a change of 25 %, so many of them change the whole by
+#: less than this.
 NOISE_SHARE = 0.02
 #: A peer whose edges together have changed by this share is news by itself.
 NOISE_SHARE_OF_PEER = 0.3
 
 
 class Link(Protocol):
-    """What two peers have between them; agreed and estimated edges of membership are such. Round trip in seconds, Mbit/s or None."""
+    """What two peers have between them; agreed and estimated edges of membership are such. Round trip in seconds,
+    Mbit/s or None."""
 
     @property
     def a(self) -> PeerId:
@@ -67,7 +70,8 @@ class Adjacency:
 
 
 def affinity(rtt_s: float, bandwidth_mbps: float | None) -> float:
-    """w of one link, see the module: above 0, at most 2. Raises UsageError for what is no round trip or no throughput."""
+    """w of one link, see the module: above 0, at most 2. Raises UsageError for what is no round trip or no
+    throughput."""
     if not (rtt_s >= 0.0 and math.isfinite(rtt_s)):
         raise UsageError(f"a round trip of {rtt_s} s: it must be finite and not negative")
     weight = 1.0 / (1.0 + 1000.0 * rtt_s)
@@ -104,7 +108,8 @@ def adjacency(peers: Iterable[PeerId], measured: Sequence[Link], estimated: Sequ
 
 
 def changed_by_more_than_noise(old: Adjacency, new: Adjacency) -> bool:
-    """Whether `new` is worth computing everything again: other peers, or weights that differ by more than records do from noise.
+    """Whether `new` is worth computing everything again: other peers, or weights that differ by more than records do
+    from noise.
 
     That is `NOISE_SHARE` of all weight together, or `NOISE_SHARE_OF_PEER` of the weight at one peer.
     """

@@ -1,12 +1,13 @@
 """Flow balance: the movement of work that evens out loads with the least effort over the network as it is.
 
-Work is in common units, capacity in units a second. Targets are proportional to capacity, the surplus b is work less target, and Σ b = 0 in each
-component. With L x = b the flow f_ij = w_ij (x_i - x_j) along each edge reaches balance, and of all that do it has the least Σ f² / w
-(Hu and Blake, "An improved diffusion algorithm for dynamic load balancing", 1999; it is where the diffusion of Cybenko, "Dynamic load
-balancing for distributed memory multiprocessors", 1989, ends, without its rounds).
+Work is in common units, capacity in units a second. Targets are proportional to capacity, the surplus b is work less
+target, and Σ b = 0 in each component. With L x = b the flow f_ij = w_ij (x_i - x_j) along each edge reaches balance,
+and of all that do it has the least Σ f² / w (Hu and Blake, "An improved diffusion algorithm for dynamic load
+balancing", 1999; it is where the diffusion of Cybenko, "Dynamic load balancing for distributed memory multiprocessors",
+1989, ends, without its rounds).
 
-Balancing starts when the spread of loads exceeds `start_at` and goes on until it is below `stop_at`. What is moved, and whether it pays, is
-`moves.py`.
+Balancing starts when the spread of loads exceeds `start_at` and goes on until it is below `stop_at`. What is moved, and
+whether it pays, is `moves.py`.
 
 Refuses to know: peers, tasks, leases.
 """
@@ -36,17 +37,19 @@ class BalanceSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flow:
-    """`amount`: (m,) work along each edge of the graph, positive from `one` to `other`; `potential`: (n,) x, work flows downhill."""
+    """`amount`: (m,) work along each edge of the graph, positive from `one` to `other`; `potential`: (n,) x, work flows
+    downhill."""
 
     amount: Floats
     potential: Floats
 
 
 def surplus(weights: Weights, work: Floats, capacity: Floats) -> Floats:
-    """(n,) b: work less what the capacity of each peer is worth in its component, in units of work; sums to 0 in each component.
+    """(n,) b: work less what the capacity of each peer is worth in its component, in units of work; sums to 0 in each
+    component.
 
-    `work`: (n,) what is queued; `capacity`: (n,) units a second, 0 for a peer that computes nothing. Where nobody of a component can compute, b is 0
-    there. Raises UsageError for negative or infinite figures.
+    `work`: (n,) what is queued; `capacity`: (n,) units a second, 0 for a peer that computes nothing. Where nobody of a
+    component can compute, b is 0 there. Raises UsageError for negative or infinite figures.
     """
     graph = graph_of(weights)
     for name, values in (("work", work), ("capacity", capacity)):
@@ -58,7 +61,8 @@ def surplus(weights: Weights, work: Floats, capacity: Floats) -> Floats:
 
 
 def spread(work: Floats, capacity: Floats) -> float:
-    """(max - min) / mean of the seconds of work queued, over peers with a capacity; the mean is that of the whole, work over capacity.
+    """(max - min) / mean of the seconds of work queued, over peers with a capacity; the mean is that of the whole, work
+    over capacity.
 
     Infinite where work waits at peers without any. 0 where there is no work.
     """
@@ -78,7 +82,8 @@ def should_balance(spread_now: float, is_balancing: bool, settings: BalanceSetti
 
 
 def balancing_flow(weights: Weights, surplus_of: Floats) -> Flow:
-    """The flow of least Σ f² / w that removes `surplus_of` (n,). What a component has too much or too little as a whole stays."""
+    """The flow of least Σ f² / w that removes `surplus_of` (n,). What a component has too much or too little as a whole
+    stays."""
     graph = graph_of(weights)
     roots = components(graph)
     potential = _potential(graph, roots, _centred(roots, surplus_of))
@@ -113,7 +118,8 @@ def _potential(graph: Graph, roots: Ints, balanced: Floats) -> Floats:
 
 
 def _sparse_potential(graph: Graph, balanced: Floats) -> Floats:
-    """Conjugate gradients with Jacobi: a factorisation of a random sparse graph fills in (7 s for 10,000 peers, these take 20 ms)."""
+    """Conjugate gradients with Jacobi: a factorisation of a random sparse graph fills in (7 s for 10,000 peers, these
+    take 20 ms)."""
     from scipy.sparse import diags_array, eye_array
     from scipy.sparse.linalg import cg, splu
 

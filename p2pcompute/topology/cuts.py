@@ -1,14 +1,16 @@
 """How good a cut is, and the best one along an order of the nodes.
 
-The conductance of a cut of S into A and B is w(A, B) / min(vol A, vol B), where w(A, B) sums the affinities across and vol those at
-the nodes of one side (Shi and Malik, "Normalized cuts and image segmentation", 2000). By Cheeger's inequality the best cut along the Fiedler
-vector of the normalised Laplacian is near the best of all (Chung, "Spectral graph theory", 1997).
+The conductance of a cut of S into A and B is w(A, B) / min(vol A, vol B), where w(A, B) sums the affinities across and
+vol those at the nodes of one side (Shi and Malik, "Normalized cuts and image segmentation", 2000). By Cheeger's
+inequality the best cut along the Fiedler vector of the normalised Laplacian is near the best of all (Chung, "Spectral
+graph theory", 1997).
 
-Peers publish a dozen edges each, not all pairs, and a sample of edges looks full of thin cuts: half of all random graphs with 6 edges a
-node have one of 0.23 in the middle of nowhere. So sums are replaced by what they would be over all pairs: the mean of the measured
-affinities times the number of pairs, across and within each side. For a full matrix nothing changes. For a sample a cut through the middle of a
-site is as thick as it would be if every pair had been measured. Within a site the sample is about uniform; across sites it prefers
-the near, which makes true cuts look thinner still.
+Peers publish a dozen edges each, not all pairs, and a sample of edges looks full of thin cuts: half of all random
+graphs with 6 edges a node have one of 0.23 in the middle of nowhere. So sums are replaced by what they would be over
+all pairs: the mean of the measured affinities times the number of pairs, across and within each side. For a full matrix
+nothing changes. For a sample a cut through the middle of a site is as thick as it would be if every pair had been
+measured. Within a site the sample is about uniform; across sites it prefers the near, which makes true cuts look
+thinner still.
 
 Refuses to know: eigenvectors, peers.
 """
@@ -24,7 +26,8 @@ from p2pcompute.topology.graph import Floats, Graph, Ints, summed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """The first `count` nodes of an order against the rest, with the conductance `score` (0: nothing across, 1: all)."""
+    """The first `count` nodes of an order against the rest, with the conductance `score` (0: nothing across, 1:
+    all)."""
 
     count: int
     score: float
@@ -36,9 +39,9 @@ def conductance(
 ) -> Floats:  # fmt: skip
     """Conductance over all pairs, estimated from those that were measured; arrays of one length, one entry a cut.
 
-    `across`, `across_pairs`: sum of affinities between the sides and how many were measured; `within`, `within_pairs`: the same
-    inside each side; `sizes`: nodes of each side. 1 where no pair inside the thinner side was measured: nothing holds it together.
-    Where no pair across was measured it is 0: nothing holds the sides together.
+    `across`, `across_pairs`: sum of affinities between the sides and how many were measured; `within`, `within_pairs`:
+    the same inside each side; `sizes`: nodes of each side. 1 where no pair inside the thinner side was measured:
+    nothing holds it together. Where no pair across was measured it is 0: nothing holds the sides together.
     """
     cut = _mean(across, across_pairs) * sizes[0] * sizes[1]
     volumes = [
@@ -50,7 +53,8 @@ def conductance(
 
 
 def best_cut(graph: Graph, order: Ints) -> Cut:
-    """The cut of lowest conductance into the first k nodes of `order` (n,) and the rest, k = 1 ... n - 1; the lowest k of equals.
+    """The cut of lowest conductance into the first k nodes of `order` (n,) and the rest, k = 1 ... n - 1; the lowest k
+    of equals.
 
     `graph` has at least two nodes. O(n + m).
     """

@@ -2,11 +2,13 @@
 
     score_i = s_i / max s of the community · capability_i / 100 · stability_i, rounded to 1e-6
 
-s_i are gateway shares. Scores are rounded since linear algebra differs in the last digits between builds; equal scores are ranked by capability and
-stability, then by id. Who leads already, as its own record claims, stays until somebody is better by a fifth: a lead changes hands with
-consequences (queues, shared data), noise must not cause it. Of several who claim the same community the best is the one.
+s_i are gateway shares. Scores are rounded since linear algebra differs in the last digits between builds; equal scores
+are ranked by capability and stability, then by id. Who leads already, as its own record claims, stays until somebody is
+better by a fifth: a lead changes hands with consequences (queues, shared data), noise must not cause it. Of several who
+claim the same community the best is the one.
 
-Everything comes from the view, so peers with the same view elect the same. Two that disagree for a moment lose speed, never correctness.
+Everything comes from the view, so peers with the same view elect the same. Two that disagree for a moment lose speed,
+never correctness.
 
 Refuses to know: graphs, what a key node does.
 """
@@ -42,7 +44,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class KeyNode:
-    """`peer` coordinates `community`; `stand_ins`, best first, would if it died. `score`: 0 to 1, comparable within the community only."""
+    """`peer` coordinates `community`; `stand_ins`, best first, would if it died. `score`: 0 to 1, comparable within the
+    community only."""
 
     community: int
     peer: PeerId
@@ -63,7 +66,8 @@ class ElectionSettings:
 def elect(
     candidates: Sequence[Candidate], labels: Ints, shares: Floats, settings: ElectionSettings | None = None
 ) -> tuple[KeyNode, ...]:
-    """The key node of each community, by its label. `candidates`, `labels` and `shares` (n,) are in one order. Raises UsageError."""
+    """The key node of each community, by its label. `candidates`, `labels` and `shares` (n,) are in one order. Raises
+    UsageError."""
     chosen = settings or ElectionSettings()
     if not len(candidates) == labels.size == shares.size:
         raise UsageError(
@@ -77,7 +81,8 @@ def elect(
 
 
 def election_scores(candidates: Sequence[Candidate], labels: Ints, shares: Floats) -> Floats:
-    """(n,) score of each candidate within its community, 0 to 1; see the module. Equal shares where nobody of a community has one."""
+    """(n,) score of each candidate within its community, 0 to 1; see the module. Equal shares where nobody of a
+    community has one."""
     count = int(labels.max()) + 1 if labels.size else 0
     most = np.zeros(count)
     np.maximum.at(most, labels, shares)
@@ -96,8 +101,8 @@ def fiedler_scores(shares: Floats) -> Floats:
 def stability(up_s: float, failures: int = 0) -> float:
     """Of a peer that has been up for `up_s` seconds and failed so many times before; 0 to 1.
 
-    (1/2 + 1/2 · log2(1 + h) / log2(1 + 16)) / (1 + failures), h the hours up, at most 16, rounded down to a power of two less one: peers whose
-    clocks differ a little agree but for a few moments a day.
+    (1/2 + 1/2 · log2(1 + h) / log2(1 + 16)) / (1 + failures), h the hours up, at most 16, rounded down to a power of
+    two less one: peers whose clocks differ a little agree but for a few moments a day.
     """
     hours = min(max(up_s, 0.0) / 3600.0, HOURS_STABLE)
     steps = math.floor(math.log2(1.0 + hours))

@@ -1,17 +1,19 @@
 """The Fiedler pair of a whole network, and each peer's share of it: the textbook quantities.
 
-L = D - W is positive semidefinite, its lowest eigenvalue is 0 with the constant vector, and the second, λ2, is positive exactly where the
-graph is connected (Fiedler, "Algebraic connectivity of graphs", 1973). The sign of v_i, of λ2's unit vector v, says on which side of the
-weakest cut peer i is. Its size does not say how central i is but the reverse: on a path the ends score highest. What does: λ2 is the sum
-over edges of w_ij (v_i - v_j)², and (v_i - v_j)² is how much λ2 grows with w_ij, so
+L = D - W is positive semidefinite, its lowest eigenvalue is 0 with the constant vector, and the second, λ2, is positive
+exactly where the graph is connected (Fiedler, "Algebraic connectivity of graphs", 1973). The sign of v_i, of λ2's unit
+vector v, says on which side of the weakest cut peer i is. Its size does not say how central i is but the reverse: on a
+path the ends score highest. What does: λ2 is the sum over edges of w_ij (v_i - v_j)², and (v_i - v_j)² is how much λ2
+grows with w_ij, so
 
     s_i = Σ_j w_ij (v_i - v_j)² / (2 λ2),   s_i ≥ 0,   Σ s_i = 1
 
-is how much of the network's connectivity runs through i. One slow peer hijacks all of it (the weakest cut is that peer alone, and s = 0.5 for it),
-so nothing is decided by these figures: that is `partition.py` and `gateways.py`.
+is how much of the network's connectivity runs through i. One slow peer hijacks all of it (the weakest cut is that peer
+alone, and s = 0.5 for it), so nothing is decided by these figures: that is `partition.py` and `gateways.py`.
 
-Where λ2 repeats (a complete graph, a star, a ring) no single vector is the answer. Then (v_i - v_j)² is replaced by the squared distance of
-rows i and j of an orthonormal basis of the whole eigenspace, which every basis gives alike, and 2 λ2 by what makes the sum 1.
+Where λ2 repeats (a complete graph, a star, a ring) no single vector is the answer. Then (v_i - v_j)² is replaced by the
+squared distance of rows i and j of an orthonormal basis of the whole eigenspace, which every basis gives alike, and 2
+λ2 by what makes the sum 1.
 
 Refuses to know: peers, elections.
 """
@@ -26,7 +28,8 @@ from p2pcompute.model import limits
 from p2pcompute.topology.graph import Floats, Graph, Ints, Weights, components, graph_of, node_sums, part, summed
 from p2pcompute.topology.solvers import lowest_of_laplacian
 
-#: Eigenvalues that differ by less than this share are one, repeated: beyond, a change of weights by as much turns the vectors.
+#: Eigenvalues that differ by less than this share are one, repeated: beyond, a change of weights by as much turns the
+#: vectors.
 REPEAT_TOLERANCE = 1e-4
 
 
@@ -50,10 +53,11 @@ class Spectrum:
 def spectrum(weights: Weights, *, count: int = 2, warm: Floats | None = None) -> Spectrum:
     """λ2, its vector and the shares of `weights`; the first `count` vectors, fewer where the graph has fewer nodes.
 
-    `warm`: `vectors` of a graph that was nearly the same, rows in the same order: faster, not different. Raises UsageError where
-    `weights` is no matrix of affinities. No node: empty arrays. One: vector 0, share 1. A disconnected graph: λ2 = 0; its null
-    vectors come first, each telling one component from those after it; the shares are those of the components on their own, each weighted by
-    its part of the nodes. Above `limits.DENSE_PEERS_MAX` nodes at most `limits.REPEATED_VECTORS_MAX` equal eigenvalues are told apart.
+    `warm`: `vectors` of a graph that was nearly the same, rows in the same order: faster, not different. Raises
+    UsageError where `weights` is no matrix of affinities. No node: empty arrays. One: vector 0, share 1. A disconnected
+    graph: λ2 = 0; its null vectors come first, each telling one component from those after it; the shares are those of
+    the components on their own, each weighted by its part of the nodes. Above `limits.DENSE_PEERS_MAX` nodes at most
+    `limits.REPEATED_VECTORS_MAX` equal eigenvalues are told apart.
     """
     graph = graph_of(weights)
     roots = components(graph)
@@ -91,7 +95,8 @@ def repeated(values: Floats, graph: Graph) -> int:
 
 
 def pinned(vectors: Floats) -> Floats:
-    """Each column with the sign that makes its first entry positive; entries below a millionth of the largest are 0 for that."""
+    """Each column with the sign that makes its first entry positive; entries below a millionth of the largest are 0 for
+    that."""
     large = np.abs(vectors) > 1e-6 * np.abs(vectors).max(axis=0, initial=0.0)
     first = np.argmax(large, axis=0)
     signs = np.sign(vectors[first, np.arange(vectors.shape[1])])
@@ -130,7 +135,8 @@ def _of_large(graph: Graph, count: int, warm: Floats | None) -> Floats:
 
 
 def may_be_symmetric(graph: Graph) -> bool:
-    """Whether two nodes look alike by their degree and the weighted degrees around them, as any two must that a symmetry exchanges."""
+    """Whether two nodes look alike by their degree and the weighted degrees around them, as any two must that a
+    symmetry exchanges."""
     degree = graph.degree
     scale = max(float(degree.max(initial=0.0)), 1e-300)
     rounded = np.round(degree / scale, 12)

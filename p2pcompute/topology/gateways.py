@@ -1,13 +1,13 @@
 """Gateways: how much of the connectivity between communities runs through each peer.
 
-The quotient graph Q has one node for each community and sums affinities; u is its Fiedler vector, c(i) the community of i. As in `fiedler.py`, but
-with what is within communities left out,
+The quotient graph Q has one node for each community and sums affinities; u is its Fiedler vector, c(i) the community of
+i. As in `fiedler.py`, but with what is within communities left out,
 
     s_i = Σ_{j not in c(i)} w_ij (u_c(i) - u_c(j))² / (2 λ2(Q)),   Σ s_i = 1,
 
-with the projection onto the whole eigenspace where λ2(Q) repeats. A slow peer has weak edges to other communities, whatever it does to the
-eigenvectors of its own: the best connected peer of a site has the largest share. Sums run over all pairs; those that were not
-measured are as the access lines say (`access.py`).
+with the projection onto the whole eigenspace where λ2(Q) repeats. A slow peer has weak edges to other communities,
+whatever it does to the eigenvectors of its own: the best connected peer of a site has the largest share. Sums run over
+all pairs; those that were not measured are as the access lines say (`access.py`).
 
 Refuses to know: capability, elections.
 """
@@ -37,8 +37,9 @@ from p2pcompute.topology.graph import (
 def gateway_shares(weights: Weights, labels: Ints, *, estimated: Bools | None = None) -> Floats:
     """(n,) s_i, sum 1; equal ones where there is one community.
 
-    `labels`: (n,) 0, 1, ..., as `communities` gives them; `estimated`: (m,) edges of a graph that nobody measured: they hold Q together, but
-    no share comes from them. Components count on their own, each weighted by its part of the nodes. Raises UsageError.
+    `labels`: (n,) 0, 1, ..., as `communities` gives them; `estimated`: (m,) edges of a graph that nobody measured: they
+    hold Q together, but no share comes from them. Components count on their own, each weighted by its part of the
+    nodes. Raises UsageError.
     """
     graph = graph_of(weights)
     measured = np.ones(graph.weight.size, dtype=np.bool_) if estimated is None else ~estimated

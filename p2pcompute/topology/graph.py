@@ -1,10 +1,11 @@
 """The network as a weighted graph: what every formula of this room computes on.
 
-Owns the one representation, a list of edges, and what follows from it alone: degrees, components, parts, matrices. Rows are numbered
-0 to n - 1 in the order of the peers' ids; who is who is known to `affinity.py`. Weights are affinities: positive, larger is nearer, 0 means no edge.
+Owns the one representation, a list of edges, and what follows from it alone: degrees, components, parts, matrices. Rows
+are numbered 0 to n - 1 in the order of the peers' ids; who is who is known to `affinity.py`. Weights are affinities:
+positive, larger is nearer, 0 means no edge.
 
-Rules: a graph is checked once, when it is made, and never changes. Up to `limits.DENSE_PEERS_MAX` peers matrices are dense and
-SciPy is not even imported (0.4 s and 30 MB that a small network need not pay); above they are sparse.
+Rules: a graph is checked once, when it is made, and never changes. Up to `limits.DENSE_PEERS_MAX` peers matrices are
+dense and SciPy is not even imported (0.4 s and 30 MB that a small network need not pay); above they are sparse.
 
 Refuses to know: peers, round trips, eigenvectors.
 """
@@ -32,8 +33,9 @@ SYMMETRY_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """An undirected graph of `size` nodes. `one`, `other`: (m,) ends of the edges, one < other, ascending by (one, other), no pair
-    twice; `weight`: (m,) positive and finite. Make it with `graph_of` or `graph_of_edges`, which check that."""
+    """An undirected graph of `size` nodes. `one`, `other`: (m,) ends of the edges, one < other, ascending by (one,
+    other), no pair twice; `weight`: (m,) positive and finite. Make it with `graph_of` or `graph_of_edges`, which check
+    that."""
 
     size: int
     one: Ints
@@ -53,8 +55,8 @@ Weights: TypeAlias = "Floats | csr_array | Graph"
 def graph_of(weights: Weights) -> Graph:
     """The graph of a matrix of affinities.
 
-    `weights`: (n, n), symmetric, non-negative, finite, ndarray or scipy.sparse; the diagonal is ignored. Raises UsageError,
-    which names the first entry that is wrong.
+    `weights`: (n, n), symmetric, non-negative, finite, ndarray or scipy.sparse; the diagonal is ignored. Raises
+    UsageError, which names the first entry that is wrong.
     """
     if isinstance(weights, Graph):
         return weights
@@ -150,8 +152,8 @@ def inverse_roots(graph: Graph) -> Floats:
 def components(graph: Graph) -> Ints:
     """(n,) for each node the lowest node that it is connected with.
 
-    Roots hook onto lower roots, then all paths are halved, until nothing moves: a few rounds of vectors (after Shiloach and
-    Vishkin, "An O(log n) parallel connectivity algorithm", 1982).
+    Roots hook onto lower roots, then all paths are halved, until nothing moves: a few rounds of vectors (after Shiloach
+    and Vishkin, "An O(log n) parallel connectivity algorithm", 1982).
     """
     root = np.arange(graph.size)
     while True:

@@ -1,9 +1,12 @@
-"""From a flow along edges to moves: so much from this peer, which has too much, straight to that one, which has too little.
+"""From a flow along edges to moves: so much from this peer, which has too much, straight to that one, which has too
+little.
 
-The flow runs downhill along the potential, so there is no circle in it. From the top down each peer adds what it has too much to what
-arrives, keeps what it lacks, and passes the rest on; what arrives is remembered by where it came from, first come first kept.
+The flow runs downhill along the potential, so there is no circle in it. From the top down each peer adds what it has
+too much to what arrives, keeps what it lacks, and passes the rest on; what arrives is remembered by where it came from,
+first come first kept.
 
-What can be moved is whole leases, and a move must pay: what is moved would end later where it is than where it goes, the way included.
+What can be moved is whole leases, and a move must pay: what is moved would end later where it is than where it goes,
+the way included.
 
 Refuses to know: tasks, links.
 """
@@ -68,8 +71,8 @@ def decompose(graph: Graph, flow: Flow, surplus_of: Floats) -> tuple[Move, ...]:
 
 
 def whole_leases(moves: Sequence[Move], lease_work: float) -> tuple[LeaseMove, ...]:
-    """The same in whole leases of `lease_work` units. What one move of a source falls short of a lease is added to its next one, so
-    no source gives more than its moves say, and less than one lease of it stays. Raises UsageError."""
+    """The same in whole leases of `lease_work` units. What one move of a source falls short of a lease is added to its
+    next one, so no source gives more than its moves say, and less than one lease of it stays. Raises UsageError."""
     if not (lease_work > 0 and math.isfinite(lease_work)):
         raise UsageError(f"a lease of {lease_work} units of work: it must be finite and above 0")
     owed: dict[int, float] = {}
@@ -85,8 +88,8 @@ def whole_leases(moves: Sequence[Move], lease_work: float) -> tuple[LeaseMove, .
 
 
 def pays(source_s: float, target_s: float, moving_s: float, settings: BalanceSettings | None = None) -> bool:
-    """Whether work that would end in `source_s` seconds where it is should go where it would end in `target_s`, the move itself taking `moving_s`
-    seconds of links and peers: the gain must be `gain_factor` times the cost."""
+    """Whether work that would end in `source_s` seconds where it is should go where it would end in `target_s`, the
+    move itself taking `moving_s` seconds of links and peers: the gain must be `gain_factor` times the cost."""
     chosen = settings or BalanceSettings()
     return source_s - target_s > chosen.gain_factor * moving_s
 
@@ -100,7 +103,8 @@ def rebalance(
     is_balancing: bool = False,
     settings: BalanceSettings | None = None,
 ) -> tuple[Move, ...]:
-    """The moves worth making now, none where loads are even enough. `moving_s` says what a move costs: bytes over throughput and a round trip, seconds.
+    """The moves worth making now, none where loads are even enough. `moving_s` says what a move costs: bytes over
+    throughput and a round trip, seconds.
 
     `work`, `capacity`: as for `surplus`; `is_balancing`: whether moves were made the last time. Raises UsageError.
     """

@@ -1,15 +1,16 @@
 """Communities: parts of the network whose peers are nearer to each other than to the rest.
 
-Recursive bisection by the best conductance sweep (`cuts.py`) over the lowest vectors of the normalised Laplacian, whose cuts weigh volumes
-and so cannot be hijacked by one slow peer; a part is left whole when its best cut exceeds `stop`. Then two repairs: parts between which
-no thin cut runs are joined (a sweep through the middle of a site, which a sample of edges invites, is undone), and parts of fewer than
-`size_min` peers join their nearest.
+Recursive bisection by the best conductance sweep (`cuts.py`) over the lowest vectors of the normalised Laplacian, whose
+cuts weigh volumes and so cannot be hijacked by one slow peer; a part is left whole when its best cut exceeds `stop`.
+Then parts of fewer than `size_min` peers join their nearest.
 
-A cut at the border of `stop` would come and go with the noise. So a cut between two parts that both have a leader, as their own records claim,
-may be thicker by `settled_factor`: what is in the records is the same for everybody, so equal views still give equal answers.
+A cut at the border of `stop` would come and go with the noise. So a cut between two parts that both have a leader, as
+their own records claim, may be thicker by `settled_factor`: what is in the records is the same for everybody, so equal
+views still give equal answers.
 
-Large parts are cut along the `limits.CUTTING_VECTORS` lowest vectors, found roughly once and used again for the parts of the part: the best
-direction within their span is found by Rayleigh and Ritz. So a network of hundreds of sites costs a few solutions, not hundreds.
+Large parts are cut along the `limits.CUTTING_VECTORS` lowest vectors, found roughly once and used again for the parts
+of the part: the best direction within their span is found by Rayleigh and Ritz. So a network of hundreds of sites costs
+a few solutions, not hundreds.
 
 Refuses to know: peers' names, elections.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pcompute.model import limits
-from p2pcompute.topology.cuts import best_cut, conductance
+from p2pcompute.topology.cuts import best_cut
 from p2pcompute.topology.graph import (
     Bools,
     Floats,
@@ -48,7 +49,8 @@ class CommunitySettings:
     size_min: int = 3
     #: How much thicker a cut may be that stands: the same fifth by which a challenger must beat a leader.
     settled_factor: float = 1.2
-    #: Vectors of a small part along which cuts are looked for: the lowest one, and those that a sample of edges may put before it.
+    #: Vectors of a small part along which cuts are looked for: the lowest one, and those that a sample of edges may put
+    #: before it.
     vectors: int = 4
 
 
@@ -69,15 +71,15 @@ def communities(
 ) -> Ints:
     """(n,) the community of each node: 0, 1, ... in the order of their lowest nodes.
 
-    `leads`: (n,) which peers claim to lead a community; `basis`: (n, k) columns D^-1/2 u of the whole graph, if they are known already.
-    Components are cut apart from the start. Raises UsageError where `weights` is no matrix of affinities.
+    `leads`: (n,) which peers claim to lead a community; `basis`: (n, k) columns D^-1/2 u of the whole graph, if they
+    are known already. Components are cut apart from the start. Raises UsageError where `weights` is no matrix of
+    affinities.
     """
     chosen = settings or CommunitySettings()
     graph = graph_of(weights)
     claimed = leads if leads is not None else np.zeros(graph.size, dtype=np.bool_)
     roots = components(graph)
     labels = _cut_up(graph, roots, claimed, chosen, basis)
-    labels = _joined(graph, labels, claimed, chosen)
     return numbered(_without_small(graph, labels, chosen))
 
 
@@ -134,7 +136,8 @@ def cutting_basis(graph: Graph, count: int) -> Floats:
 
 
 def _ritz(graph: Graph, basis: Floats, count: int) -> Floats:
-    """(n, at most count) the directions within the span of `basis` whose x' L x / x' D x is least and which are not constant."""
+    """(n, at most count) the directions within the span of `basis` whose x' L x / x' D x is least and which are not
+    constant."""
     degree = graph.degree
     centred = basis - (degree @ basis) / degree.sum()
     scaled = centred * np.sqrt(degree)[:, None]
@@ -162,51 +165,12 @@ def _groups(labels: Ints) -> list[Ints]:
     return list(np.split(order, borders)) if labels.size else []
 
 
-# --- repairs ----------------------------------------------------------------------------------------------------------
-
-
-def _joined(graph: Graph, labels: Ints, claimed: Bools, settings: CommunitySettings) -> Ints:
-    """Parts between which there is no thin cut are one, the thickest first."""
-    while True:
-        labels = numbered(labels)
-        pairs, scores = pair_conductances(graph, labels)
-        if not scores.size:
-            return labels
-        leads = np.bincount(labels[claimed], minlength=int(labels.max()) + 1) > 0
-        is_settled = leads[pairs[:, 0]] & leads[pairs[:, 1]]
-        excess = scores - settings.stop * np.where(is_settled, settings.settled_factor, 1.0)
-        worst = int(np.argmax(excess))
-        if excess[worst] <= 0:
-            return labels
-        labels = np.where(labels == pairs[worst, 1], pairs[worst, 0], labels)
-
-
-def pair_conductances(graph: Graph, labels: Ints) -> tuple[Ints, Floats]:
-    """For each pair of labels with an edge between them, ascending (p, 2), the conductance (p,) of the cut between the two alone."""
-    count = int(labels.max()) + 1 if labels.size else 0
-    one, other = labels[graph.one], labels[graph.other]
-    inside = one == other
-    within = summed(one[inside], graph.weight[inside], count)
-    within_pairs = np.bincount(one[inside], minlength=count).astype(np.float64)
-    sizes = np.bincount(labels, minlength=count).astype(np.float64)
-    keys = np.minimum(one, other)[~inside] * count + np.maximum(one, other)[~inside]
-    found, inverse = np.unique(keys, return_inverse=True)
-    across = summed(inverse.reshape(-1), graph.weight[~inside], found.size)
-    across_pairs = np.bincount(inverse.reshape(-1), minlength=found.size).astype(np.float64)
-    low, high = found // max(count, 1), found % max(count, 1)
-    scores = conductance(
-        across,
-        across_pairs,
-        (within[low], within[high]),
-        (within_pairs[low], within_pairs[high]),
-        (sizes[low], sizes[high]),
-    )
-    return np.stack((low, high), axis=1), scores
+# --- small ones -------------------------------------------------------------------------------------------------------
 
 
 def _without_small(graph: Graph, labels: Ints, settings: CommunitySettings) -> Ints:
-    """Those below `size_min` join where their measured edges are strongest in the mean: the smallest first, of these the nearest, until
-    none is left that can."""
+    """Those below `size_min` join where their measured edges are strongest in the mean: the smallest first, of these
+    the nearest, until none is left that can."""
     while True:
         labels = numbered(labels)
         sizes = np.bincount(labels)

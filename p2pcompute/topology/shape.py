@@ -1,9 +1,10 @@
 """The shape of the network: everything of this room about one view, as a snapshot that jobs and people read.
 
-Composition: a shell takes what membership believes of the links (agreed edges, and estimates where there are none), asks `candidates_of` who could lead,
-and calls `analyse` off the event loop. It does so again when `changed_by_more_than_noise` (`affinity.py`) says that it is worth it, and calls
-`reelected`, which is cheap, whenever capabilities or claims change. The last snapshot makes the next one faster; it never changes what comes out
-beyond the tolerance of the eigensolver, so equal views give equal answers on every peer.
+Composition: a shell takes what membership believes of the links (agreed edges, and estimates where there are none),
+asks `candidates_of` who could lead, and calls `analyse` off the event loop. It does so again when
+`changed_by_more_than_noise` (`affinity.py`) says that it is worth it, and calls `reelected`, which is cheap, whenever
+capabilities or claims change. The last snapshot makes the next one faster; it never changes what comes out beyond the
+tolerance of the eigensolver, so equal views give equal answers on every peer.
 
 Refuses to know: where links come from, when it is called, what key nodes do.
 """
@@ -21,7 +22,7 @@ from p2pcompute.topology.affinity import Adjacency, Link, adjacency
 from p2pcompute.topology.election import Candidate, KeyNode, elect, fiedler_scores, stability
 from p2pcompute.topology.fiedler import pinned, spectrum
 from p2pcompute.topology.gateways import gateway_shares
-from p2pcompute.topology.graph import Floats, Graph, Ints, components, node_sums, part
+from p2pcompute.topology.graph import Floats, Graph, Ints, components, part
 from p2pcompute.topology.partition import communities, cutting_basis
 
 
@@ -29,10 +30,11 @@ from p2pcompute.topology.partition import communities, cutting_basis
 class NetworkShape:
     """Arrays have one row a peer, in the order of `peers` (ascending ids).
 
-    `labels`: (n,) community, numbered in the order of their lowest ids; `shares`: (n,) gateway shares, sum 1; `scores`: (n,) the same of the largest,
-    the Fiedler score that people see; `key_nodes`: by label; `lambda2`: algebraic connectivity of the whole graph, 0 exactly where it is disconnected;
-    `components`: how many parts have no edge to others; `drawing`: (n, 2) places in [-1, 1] for a picture; `vectors`: (n, k) Fiedler
-    vectors of the whole graph, the first is v.
+    `labels`: (n,) community, numbered in the order of their lowest ids; `shares`: (n,) gateway shares, sum 1; `scores`:
+    (n,) the same of the largest, the Fiedler score that people see; `key_nodes`: by label; `lambda2`: algebraic
+    connectivity of the whole graph, 0 exactly where it is disconnected; `components`: how many parts have no edge to
+    others; `drawing`: (n, 2) places in [-1, 1] for a picture; `vectors`: (n, k) Fiedler vectors of the whole graph, the
+    first is v.
     """
 
     peers: tuple[PeerId, ...]
@@ -80,8 +82,9 @@ def candidates_of(
 ) -> tuple[Candidate, ...]:
     """Every peer of `view` that is, or may be, up and is not leaving, ascending by id.
 
-    `wall_s`: the time; how long a peer has been up is what has passed since its incarnation. `leaders`: whose own records claim to be a key node.
-    `failures`: past ones, by peer; peers that count them differently may elect differently for a while. Who lends nothing has no capability.
+    `wall_s`: the time; how long a peer has been up is what has passed since its incarnation. `leaders`: whose own
+    records claim to be a key node. `failures`: past ones, by peer; peers that count them differently may elect
+    differently for a while. Who lends nothing has no capability.
     """
     counted = failures or {}
     claimed = frozenset(leaders)
@@ -105,7 +108,8 @@ def analyse(
 ) -> NetworkShape:
     """The shape of the network of `candidates` with these links; see `affinity.adjacency` for what counts of them.
 
-    Blocks for 5 ms at 100 peers and for a second at 10,000 (docs/performance.md): off the event loop. Raises UsageError where a link makes no sense.
+    Blocks for 8 ms at 100 peers and for 0.8 to 1.4 s at 10,000 (docs/performance.md): off the event loop. Raises
+    UsageError where a link makes no sense.
     """
     ordered = sorted(candidates, key=lambda candidate: candidate.peer)
     found = adjacency((candidate.peer for candidate in ordered), measured, estimated)
@@ -130,7 +134,8 @@ def analyse(
 
 
 def reelected(shape: NetworkShape, candidates: Sequence[Candidate]) -> NetworkShape:
-    """The same with another election: capabilities, ages or claims have changed, links and peers have not. Raises UsageError."""
+    """The same with another election: capabilities, ages or claims have changed, links and peers have not. Raises
+    UsageError."""
     ordered = sorted(candidates, key=lambda candidate: candidate.peer)
     return replace(shape, key_nodes=elect(ordered, shape.labels, shape.shares))
 
@@ -138,7 +143,8 @@ def reelected(shape: NetworkShape, candidates: Sequence[Candidate]) -> NetworkSh
 def matched_communities(old: NetworkShape, new: NetworkShape) -> dict[int, int]:
     """For communities of `new` the one of `old` with most of the same peers, each used once, the largest overlap first.
 
-    What is not in it is new. For whoever shows communities or keeps something for each of them: labels follow from the view alone and may shift.
+    What is not in it is new. For whoever shows communities or keeps something for each of them: labels follow from the
+    view alone and may shift.
     """
     overlaps: dict[tuple[int, int], int] = {}
     for peer, label in zip(new.peers, new.labels.tolist(), strict=True):
@@ -155,25 +161,19 @@ def matched_communities(old: NetworkShape, new: NetworkShape) -> dict[int, int]:
 
 
 def _carried(previous: NetworkShape, now: Adjacency) -> Floats | None:
-    """The vectors of `previous` in the rows of `now`; who is new stands where its neighbours are in the mean."""
+    """The vectors of `previous` in the rows of `now`; who is new stands in the middle, at 0."""
     rows = [previous.row(peer) for peer in now.peers]
     is_known = np.array([row is not None for row in rows], dtype=np.bool_)
     if not is_known.any() or not previous.vectors.shape[1]:
         return None
     carried = np.zeros((len(rows), previous.vectors.shape[1]))
     carried[is_known] = previous.vectors[[row for row in rows if row is not None]]
-    graph = now.graph
-    for column in carried.T:
-        ends = np.concatenate((graph.one, graph.other))
-        others = np.concatenate((column[graph.other], column[graph.one])) * np.concatenate((graph.weight, graph.weight))
-        sums = np.bincount(ends, others, minlength=graph.size)
-        means = sums / np.maximum(node_sums(graph, graph.weight), 1e-300)
-        column[~is_known] = means[~is_known]
     return carried
 
 
 def _drawing(graph: Graph, basis: Floats | None) -> Floats:
-    """(n, 2) the two lowest vectors of L x = λ D x (Koren, "On spectral graph drawing", 2003), which one slow peer cannot spread over the whole picture.
+    """(n, 2) the two lowest vectors of L x = λ D x (Koren, "On spectral graph drawing", 2003), which one slow peer
+    cannot spread over the whole picture.
 
     Components stand side by side, in the order of their lowest ids.
     """

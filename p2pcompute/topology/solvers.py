@@ -1,18 +1,20 @@
 """The lowest eigenpairs of Laplacians.
 
-Dense (LAPACK) up to `limits.DENSE_PEERS_MAX` nodes. Above, Lanczos (ARPACK) on c - M, whose largest eigenvalues are the smallest
-of M, with the known null vector moved to the other end of the spectrum. What that does not settle within its budget is
-settled by shift and invert: long thin graphs, on which Lanczos is slow, are those whose factors stay small.
+Dense (LAPACK) up to `limits.DENSE_PEERS_MAX` nodes. Above, Lanczos (ARPACK) on c - M, whose largest eigenvalues are the
+smallest of M, with the known null vector moved to the other end of the spectrum. What that does not settle within its
+budget is settled by shift and invert: long thin graphs, on which Lanczos is slow, are those whose factors stay small.
 
 Rules, each against a trap that was measured:
 
 - never `which="SM"`: without inversion it returned the third eigenvalue for the second;
-- always a start vector, a fixed one or the last solution with some of the fixed one in it: without one the sign of the answer
-  changes from call to call, with nothing but the last solution what is new could be missed;
-- one start vector finds one vector of a repeated eigenvalue, whatever is asked for: on a ring of 700 the next value it gave was four times λ2.
-  Further ones are looked for beside those that are known, from another start (`fiedler.py` says when);
+- always a start vector, a fixed one or the last solution with some of the fixed one in it: without one the sign of the
+  answer changes from call to call, with nothing but the last solution what is new could be missed;
+- one start vector finds one vector of a repeated eigenvalue, whatever is asked for: on a ring of 700 the next value it
+  gave was four times λ2. Further ones are looked for beside those that are known, from another start (`fiedler.py` says
+  when);
 - nothing is drawn from the machine's entropy, which SciPy does by default;
-- the residual is compared with the eigenvalue itself: a tolerance relative to the largest one let 0.0098 pass for 0.0022.
+- the residual is compared with the eigenvalue itself: a tolerance relative to the largest one let 0.0098 pass for
+  0.0022.
 
 Refuses to know: what the matrix means.
 """
@@ -41,7 +43,8 @@ from p2pcompute.topology.graph import (
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-#: How much of the fixed start vector is in a warm one, by norm: enough for what is new to be found, little enough to save half.
+#: How much of the fixed start vector is in a warm one, by norm: enough for what is new to be found, little enough to
+#: save half.
 _FRESH_SHARE = 0.05
 #: Vectors that Lanczos keeps between restarts: 20 to 40 cost the same, here 28 was best cold and warm.
 BASIS_VECTORS = 28
@@ -59,7 +62,8 @@ class Eigenpairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """`matrix`: positive semidefinite, no eigenvalue above `bound`; `known`: (n, r) orthonormal eigenvectors not to be found again."""
+    """`matrix`: positive semidefinite, no eigenvalue above `bound`; `known`: (n, r) orthonormal eigenvectors not to be
+    found again."""
 
     matrix: csr_array
     known: Floats
@@ -69,10 +73,12 @@ class _Problem:
 def lowest_of_laplacian(
     graph: Graph, count: int, warm: Floats | None = None, *, besides: Floats | None = None
 ) -> Eigenpairs:
-    """The `count` lowest eigenpairs of L = D - W beside the constant vector. `graph`: connected, `count` below its size less one.
+    """The `count` lowest eigenpairs of L = D - W beside the constant vector. `graph`: connected, `count` below its size
+    less one.
 
-    `warm`: (n, k) vectors of a graph that was nearly the same; they make it faster, the answer is the same to the tolerance. `besides`: (n, r)
-    eigenvectors found before, only for large graphs: others are looked for, from another start.
+    `warm`: (n, k) vectors of a graph that was nearly the same; they make it faster, the answer is the same to the
+    tolerance. `besides`: (n, r) eigenvectors found before, only for large graphs: others are looked for, from another
+    start.
     """
     if graph.size <= limits.DENSE_PEERS_MAX:
         return _dense(laplacian(graph), count)
@@ -89,7 +95,8 @@ def lowest_of_laplacian(
 def lowest_of_normalised(graph: Graph, count: int) -> Eigenpairs:
     """The same of I - D^-1/2 W D^-1/2, whose null vector is that of the roots of the degrees. Every node has an edge.
 
-    In large graphs the vectors only span about the right space, which is enough for cutting: residuals are not looked at.
+    In large graphs the vectors only span about the right space, which is enough for cutting: residuals are not looked
+    at.
     """
     if graph.size <= limits.DENSE_PEERS_MAX:
         return _dense(normalised_laplacian(graph), count)
@@ -102,7 +109,8 @@ def lowest_of_normalised(graph: Graph, count: int) -> Eigenpairs:
 
 
 def fixed_start(size: int, salt: int = 0) -> Floats:
-    """(size,) numbers in [-1/2, 1/2) that look random and are the same on every machine (splitmix64; Steele, Lea and Flood, 2014)."""
+    """(size,) numbers in [-1/2, 1/2) that look random and are the same on every machine (splitmix64; Steele, Lea and
+    Flood, 2014)."""
     state = (np.arange(1, size + 1, dtype=np.uint64) + np.uint64(salt << 32)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -160,7 +168,8 @@ def _lanczos(problem: _Problem, count: int, start: Floats, tolerance: float) -> 
 
 
 def _shift_invert(problem: _Problem, count: int, start: Floats) -> Eigenpairs:
-    """Lanczos on the inverse of M + shift: one factorisation, then a few steps. Raises ResourceError where even that fails."""
+    """Lanczos on the inverse of M + shift: one factorisation, then a few steps. Raises ResourceError where even that
+    fails."""
     from scipy.sparse import eye_array
     from scipy.sparse.linalg import splu
 
@@ -191,7 +200,8 @@ def _largest(
     tolerance: float,
     restarts_max: int | None,
 ) -> Eigenpairs | None:
-    """Lanczos on `function`, whose largest eigenvalues belong to the smallest of the problem, which `value_of` tells."""
+    """Lanczos on `function`, whose largest eigenvalues belong to the smallest of the problem, which `value_of`
+    tells."""
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     known, size = problem.known, problem.known.shape[0]

@@ -36,8 +36,8 @@ STARTED_S, WALL_S = 1_700_000_000.0, 1_700_090_000.0
 
 @dataclass(frozen=True)
 class Sites:
-    """Rows in the order of `peers`, which ascend. `site`: (n,) where each is; `access_ms`: (n,) what its own line adds to every way out of its
-    site; `rtt_ms`: (n, n) true round trips."""
+    """Rows in the order of `peers`, which ascend. `site`: (n,) where each is; `access_ms`: (n,) what its own line adds
+    to every way out of its site; `rtt_ms`: (n, n) true round trips."""
 
     peers: tuple[PeerId, ...]
     site: Ints
@@ -111,7 +111,8 @@ def view_of(records: Sequence[PeerRecord], own: int = 0) -> PeerView:
 def published(
     world: Sites, *, noise: float = 0.0, coordinates: Mapping[PeerId, Coordinate] | None = None, seed: int = 0
 ) -> list[PeerRecord]:
-    """What each peer publishes: the edges that it really selects, after three rounds of measuring with `noise` of exponential queueing."""
+    """What each peer publishes: the edges that it really selects, after three rounds of measuring with `noise` of
+    exponential queueing."""
     rng = random.Random(seed)
     known = coordinates or {}
     listed: list[tuple[Edge, ...]] = [()] * len(world.peers)

@@ -193,12 +193,44 @@ def test_a_warm_start_does_not_hide_what_is_new(count: int) -> None:
     assert np.abs(found.vector).argmax() >= graph.size
 
 
+def test_a_warm_start_from_other_vectors_than_the_lowest_finds_the_lowest() -> None:
+    """They span a space from which Lanczos alone never gets out."""
+    graph = clusters(8, 100, 4)
+    values, vectors = np.linalg.eigh(laplacian(graph))
+    assert spectrum(graph, warm=vectors[:, 3:6]).lambda2 == pytest.approx(values[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("useless", [np.full((800, 3), np.nan), np.zeros((800, 3)), np.ones((7, 3))])
 def test_a_useless_warm_start_does_no_harm(useless: np.ndarray) -> None:
     graph = clusters(8, 100, 4)
     assert spectrum(graph, warm=useless).lambda2 == pytest.approx(spectrum(graph).lambda2, rel=1e-4)
 
 
+def test_nothing_is_drawn_from_the_entropy_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SciPy makes dice for each solution, of an unknown seed unless it is given some."""
+    seeds = []
+    make = np.random.default_rng
+
+    def recorded(seed: object = None) -> np.random.Generator:
+        seeds.append(seed)
+        return make(seed)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(np.random, "default_rng", recorded)
+    spectrum(star(600))
+    spectrum(path(640))
+    assert seeds
+    assert None not in seeds
+
+
 def test_signs_are_those_of_the_first_entry_that_is_something() -> None:
     vectors = np.array([[1e-12, -1.0, 0.0], [-2.0, 3.0, 0.0]])
     assert pinned(vectors).tolist() == [[-1e-12, 1.0, 0.0], [2.0, -3.0, 0.0]]
+
+
+def test_the_textbook_names_are_found_in_the_room_itself() -> None:
+    from p2pcompute import topology
+
+    assert topology.spectrum is spectrum
+    assert all(callable(getattr(topology, name)) for name in topology.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'spektrum'"):
+        topology.__getattr__("spektrum")

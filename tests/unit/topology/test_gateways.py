@@ -128,3 +128,24 @@ def test_access_lines_are_learnt_from_a_sample() -> None:
     true = np.where(site[:, None] != site[None], full, 0.0).sum(1)
     assert found == pytest.approx(true, rel=0.1)
     assert np.abs(np.where(site[:, None] != site[None], sample, 0.0).sum(1) * 4 / true - 1).max() > 0.5
+
+
+def test_ways_that_the_others_contradict_count_little() -> None:
+    """One edge in twelve claims three times the way: nobody else is misjudged for it."""
+    rng = np.random.default_rng(4)
+    site = np.repeat([0, 1, 2], 12)
+    access = rng.uniform(1, 10, 36)
+    rtt = access[:, None] + access[None] + 20.0
+    full = np.where(site[:, None] == site[None], 0.5, 1 / rtt)
+    np.fill_diagonal(full, 0.0)
+    keep = np.triu(rng.random((36, 36)) < 0.4, 1)
+    sample = np.where(keep | keep.T | (site[:, None] == site[None]), full, 0.0)
+    graph = graph_of(sample)
+    wrong = (site[graph.one] != site[graph.other]) & (rng.random(graph.weight.size) < 1 / 12)
+    spoilt = graph_of_edges(36, graph.one, graph.other, np.where(wrong, graph.weight / 3, graph.weight))
+    ways = ways_out(spoilt, site, np.ones(graph.weight.size, dtype=np.bool_))
+    found = np.bincount(ways.peer, ways.affinity)
+    true = np.where(site[:, None] != site[None], full, 0.0).sum(1)
+    others = np.setdiff1d(np.arange(36), np.concatenate((graph.one[wrong], graph.other[wrong])))
+    assert others.size > 8
+    assert np.abs(found / true - 1)[others].mean() < 0.007
