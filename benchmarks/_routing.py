@@ -1,8 +1,8 @@
 """A small world in which strategies choose peers for tasks: peers with slots and first-come queues, on a virtual clock.
 
-Everything is drawn from the seed before the first strategy runs, the luck of each single task included, so all strategies meet the
-same world. A strategy sees what peers advertise (`PeerFacts`) and how the tasks that it placed ended; what makes a peer slow in
-truth (`Machine`) is seen by the oracle alone.
+Everything is drawn from the seed before the first strategy runs, the luck of each single task included, so all
+strategies meet the same world. A strategy sees what peers advertise (`PeerFacts`) and how the tasks that it placed
+ended; what makes a peer slow in truth (`Machine`) is seen by the oracle alone.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Router(Protocol):
 
 @dataclass(slots=True)
 class Node:
-    """A machine at work: when each of its busy slots is free again is known to the event queue; here, what waits and runs."""
+    """A machine at work: what runs and waits there."""
 
     machine: Machine
     running: int = 0
@@ -221,7 +221,10 @@ class Run:
 
 
 class Simulation:
-    """One strategy in one world. `late`: a task waits for a free slot anywhere; else it is given to a peer's queue as it arrives."""
+    """One strategy in one world.
+
+    `late`: a task waits until a slot is free anywhere; else it is given to some peer's queue as it arrives.
+    """
 
     def __init__(self, world: World, router: Router, *, late: bool = False) -> None:
         self.world = world
@@ -318,7 +321,10 @@ class Scored(_Plain):
 
 
 def resource_score(facts: PeerFacts) -> tuple[float, ...]:
-    """(cpu + mem + gpu + requirements)/4 with (100 - usage)/100, gpu 0.5 where there is none, requirements met. The larger the better."""
+    """(cpu + mem + gpu + requirements)/4 with (100 - usage)/100, gpu 0.5 where there is none, requirements met.
+
+    The larger the better.
+    """
     gpu = 0.5 if facts.gpu is None else 1 - facts.gpu
     score = ((1 - (facts.cpu or 0.0)) + (1 - (facts.memory or 0.0)) + gpu + 1.0) / 4
     return (-score, facts.queued / facts.slots)

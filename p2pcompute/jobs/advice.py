@@ -1,11 +1,11 @@
 """Advice to people: which strategy fits a kind of work, what last week says about it, and what is wrong right now.
 
-Three tables of rules and their thresholds, as pure functions; each finding carries a text that names its figures. Advice changes nothing by
-itself.
+Three tables of rules and their thresholds, as pure functions; each finding carries a text that names its figures.
+Advice changes nothing by itself.
 
-**Variance of loads** here is relative: the variance of the loads over the square of their mean, 0 where all carry the same, 1 where
-they scatter like waiting times. The variance of shares in use as such never exceeds 0.25, so thresholds of 0.3 and 0.5 would never
-be reached. A load is what a peer carries over what it should: seconds of work over slots.
+**Variance of loads** here is relative: the variance of the loads over the square of their mean, 0 where all carry the
+same, 1 where they scatter like waiting times. The variance of shares in use as such never exceeds 0.25, so thresholds
+of 0.3 and 0.5 would never be reached. A load is what a peer carries over what it should: seconds of work over slots.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ STRATEGY_FOR: Mapping[str, tuple[str, str]] = {
     "interactive": ("smart_adaptive", "short calls of changing sizes are what can be learned best"),
     "simple": ("round_robin", "equal small tasks need no more than turns"),
 }
-#: Strategies that a constraint asks for whatever the work is; the first that holds wins: money that is not there cannot be spent.
+#: Strategies that a constraint asks for whatever the work is; the first that holds wins: money that is not there cannot
+#: be spent.
 STRATEGY_OVERRIDES: Mapping[str, tuple[str, str]] = {
     "budget_limited": ("cost_aware", "the budget is limited"),
     "latency_critical": ("latency_based", "latency is critical"),
@@ -64,7 +65,7 @@ def choose_load_balancing_strategy(
     latency_critical: bool = False,
     high_availability: bool = False,
 ) -> StrategyChoice:
-    """The strategy for a kind of work: hpc, real_time, batch, interactive or simple. A constraint that holds comes first.
+    """The strategy for a kind of work: hpc, real_time, batch, interactive or simple; constraints come first.
 
     Raises UnknownNameError with the nearest valid kind.
     """
@@ -85,7 +86,10 @@ def choose_load_balancing_strategy(
 
 
 def relative_variance(loads: Sequence[float]) -> float:
-    """Variance of `loads` (each from 0 up) over the square of their mean; 0 for fewer than two, and where nobody carries anything."""
+    """Variance of `loads` (each from 0 up) over the square of their mean.
+
+    0 for fewer than two, and where nobody carries anything.
+    """
     mean = sum(loads) / len(loads) if loads else 0.0
     if len(loads) < 2 or mean <= 0:
         return 0.0
@@ -97,7 +101,10 @@ def relative_variance(loads: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """How a figure moved: mean of the first half of the days, of the second half, and the change relative to the first."""
+    """How a figure moved.
+
+    Mean of the first half of the days, of the second half, and the change relative to the first.
+    """
 
     figure: str
     before: float
@@ -108,8 +115,9 @@ class Trend:
 
 @dataclass(frozen=True, slots=True)
 class OptimizationReport:
-    """What a week says. `advice`: strategies that would fit better than `current`, the most urgent first; empty where all is well.
+    """What a week says.
 
+    `advice`: strategies that would fit better than `current`, the most urgent first; empty where all is well.
     `load_variance` as in the module; `response_ms` and `success_rate` are None where nothing ran.
     """
 
@@ -131,7 +139,7 @@ def optimization_report(
     strategies: Sequence[tuple[str, Summary]] = (),
     slots: Mapping[PeerId, int] | None = None,
 ) -> OptimizationReport:
-    """The report over what `peers` did, day by day `days` (oldest first), under `strategies`; all over the same time, usually 7 days.
+    """The report over what `peers` did, day by day `days` (oldest first), under `strategies`; all over the same time.
 
     `current`: the strategy in use. `slots`: of each peer, 1 where not given: how much of the work a peer should carry.
     """
@@ -156,7 +164,7 @@ def optimization_report(
             _advised(
                 "latency_based",
                 current,
-                f"a task takes {response_ms:,.0f} ms in the mean from its sending to its end, above {REPORT_LATENCY_MS:,.0f}",
+                f"a task takes {response_ms:,.0f} ms in the mean from sending to end, above {REPORT_LATENCY_MS:,.0f}",
             )
         )
     trends = _trends(days)
@@ -262,8 +270,8 @@ class Alert:
 def alerts(*, unhealthy: Sequence[PeerId], loads: Sequence[float], response_ms: float | None) -> tuple[Alert, ...]:
     """What is wrong now, in the order of `AlertKind`.
 
-    `unhealthy`: peers that are suspected or dead. `loads`: of the healthy ones, each from 0 up. `response_ms`: mean time of a task
-    lately, None where none ran.
+    `unhealthy`: peers that are suspected or dead. `loads`: of the healthy ones, each from 0 up. `response_ms`: mean
+    time of a task lately, None where none ran.
     """
     found = []
     if len(unhealthy) > ALERT_UNHEALTHY:
@@ -295,7 +303,8 @@ def alerts(*, unhealthy: Sequence[PeerId], loads: Sequence[float], response_ms: 
                 AlertKind.LATENCY,
                 response_ms,
                 ALERT_LATENCY_MS,
-                f"tasks take {response_ms:,.0f} ms in the mean, above {ALERT_LATENCY_MS:,.0f}: more peers, or latency_based, would help",
+                f"tasks take {response_ms:,.0f} ms in the mean, above {ALERT_LATENCY_MS:,.0f}: "
+                "more peers, or latency_based, would help",
             )
         )
     return tuple(found)

@@ -1,8 +1,9 @@
 """How peers did lately: counts, mean times and rates over a sliding window, per function and peer and per peer.
 
-A window is a row of buckets, each a `WINDOW_BUCKETS`th of the window long, and running totals over them; so a read costs the same
-however much was recorded, and times are exact to one bucket. Times are summed as whole nanoseconds, since sums of floats from which
-old values are taken away drift. Everything is bounded; what was written longest ago is forgotten first.
+A window is a row of buckets, each a `WINDOW_BUCKETS`th of the window long, and running totals over them; so a read
+costs the same however much was recorded, and times are exact to one bucket. Times are summed as whole nanoseconds,
+since sums of floats from which old values are taken away drift. Everything is bounded; what was written longest ago is
+forgotten first.
 
 Refuses to know the clock (`now` is monotonic seconds), files, and what strategies make of it.
 """
@@ -23,7 +24,7 @@ _NS = 1_000_000_000
 
 
 class Window:
-    """The outcomes of the last `window_s` seconds, give or take one bucket. `now` never goes back; where it does, it is the last one."""
+    """The outcomes of the last `window_s` seconds, give or take a bucket. A `now` before the last one counts as that."""
 
     __slots__ = (
         "_buckets",
@@ -85,7 +86,7 @@ class Window:
         return self._counted
 
     def lately(self, now: float) -> tuple[float | None, float]:
-        """Mean seconds of a served task (None: there is none), and (served + 1) / (counted + 1), the share that ran to its end.
+        """Mean seconds of a served task (None: there is none), and (served + 1) / (counted + 1), the share served.
 
         Both in one call, since an ordering asks every candidate.
         """
@@ -135,7 +136,8 @@ class PerformanceBook:
     def __init__(self, window_s: float = limits.PERFORMANCE_WINDOW_S) -> None:
         #: Length of every window, seconds.
         self.window_s = window_s
-        #: By function, then peer; at most `limits.PERFORMANCE_FUNCTIONS_MAX` and `PERFORMANCE_PEERS_MAX` each; the last written last.
+        #: By function, then peer; at most `limits.PERFORMANCE_FUNCTIONS_MAX` and `PERFORMANCE_PEERS_MAX` each; the last
+        #: written last.
         self._functions: dict[FunctionKey, dict[PeerId, Window]] = {}
         #: Over all peers, by function: the same functions as in `_functions`.
         self._overall: dict[FunctionKey, Window] = {}
@@ -182,11 +184,6 @@ class PerformanceBook:
     def mean_function_s(self, function: FunctionKey, now: float) -> float | None:
         """Mean seconds of a task of `function`, over all peers. None where nothing is known."""
         window = self._overall.get(function)
-        return None if window is None else window.mean_s(now)
-
-    def mean_task_s(self, peer: PeerId, now: float) -> float | None:
-        """Mean seconds of any task at `peer`: what one place further in its queue costs. None where nothing is known."""
-        window = self._peers.get(peer)
         return None if window is None else window.mean_s(now)
 
     def check_invariants(self) -> None:

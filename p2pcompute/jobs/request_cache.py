@@ -1,14 +1,17 @@
 """Answers to equal calls, kept for a while: the same function of the same program with the same arguments.
 
-Off unless the submitter asks for it, since only the submitter knows whether a function gives the same answer twice. A key covers the
-program's digest (its code and data) and the encoded arguments, so a hit is never another call's answer; equal values that are encoded
-differently (dicts in another order) are a miss and cost only time. Only values that were returned are kept, no errors. Bounded by
-bytes, count and age; what would expire first goes first, which is also what was kept longest.
+Off unless the submitter asks for it, since only the submitter knows whether a function gives the same answer twice. A
+key covers the program's digest (its code and data) and the encoded arguments, so a hit is never another call's answer;
+equal values that are encoded differently (dicts in another order) are a miss and cost only time. Only values that were
+returned are kept, no errors. Bounded by bytes, count and age; what would expire first goes first, which is also what
+was kept longest.
 
-Refuses to know the clock (`now` is monotonic seconds) and what is in an answer. How an origin uses it, around the payload of each task:
+Refuses to know the clock (`now` is monotonic seconds) and what is in an answer. How an origin uses it, around the
+payload of each task:
 
-    content = cache.get(key := request_key(function, payload), now)     # before a task is added: an answer settles it at once
-    cache.put(key, report.outcome, result.inline, now)                  # when it completed, where the result is no blob
+    content = cache.get(key := request_key(function, payload), now)     # before a task is added: an answer settles it
+    at once cache.put(key, report.outcome, result.inline, now)                  # when it completed, where the result is
+    no blob
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ ENTRY_OVERHEAD_BYTES = 300
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """`enabled`: whether anything is kept. `ttl_s`: seconds that an answer is good for. The rest: bounds, see `limits`."""
+    """`enabled`: whether anything is kept. `ttl_s`: seconds that an answer is good for. The rest.
+
+    Bounds, see `limits`.
+    """
 
     enabled: bool = False
     ttl_s: float = limits.CACHE_TTL_S
@@ -50,7 +56,10 @@ class CacheSettings:
 
 @dataclass(frozen=True, slots=True)
 class CacheFigures:
-    """What a cache holds and how it did since it was made. `dropped`: kept answers that gave way to others before their time."""
+    """What a cache holds and how it did since it was made. `dropped`.
+
+    Kept answers that gave way to others before their time.
+    """
 
     entries: int
     bytes: int
@@ -60,7 +69,10 @@ class CacheFigures:
 
 
 def request_key(function: FunctionKey, arguments: Payload) -> RequestKey:
-    """The key of a call: BLAKE3 over function and arguments, each with its length before it. `arguments`: inline, or a blob's id."""
+    """The key of a call: BLAKE3 over function and arguments, each with its length before it. `arguments`.
+
+    Inline, or a blob's id.
+    """
     digest = blake3.blake3()
     place = b"blob" if arguments.blob is not None else b"inline"
     for part in (function.name.encode(), function.program, place, arguments.blob or arguments.inline):
@@ -97,7 +109,10 @@ class RequestCache:
         return entry[1]
 
     def put(self, key: RequestKey, outcome: Outcome, content: bytes, now: float) -> bool:
-        """Keep the answer `content`, in place of an older one; whether it was kept. Errors and what is too large are not."""
+        """Keep the answer `content`, in place of an older one; whether it was kept.
+
+        Errors and what is too large are not.
+        """
         settings = self.settings
         size = len(content) + ENTRY_OVERHEAD_BYTES
         if not settings.enabled or outcome is not Outcome.RETURNED or settings.entries_max == 0:

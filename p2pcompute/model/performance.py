@@ -1,7 +1,7 @@
 """What a finished piece of work says about the peer that did it: one record a batch, and sums of records.
 
-Records are made by the origin from what it measured itself, wherever it can; nothing in them travels. `storage/performance.py`
-keeps them, `jobs/performance.py` counts them in a window, strategies learn from them.
+Records are made by the origin from what it measured itself, wherever it can; nothing in them travels.
+`storage/performance.py` keeps them, `jobs/performance.py` counts them in a window, strategies learn from them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class PerformanceRecord:
     """Tasks of one function that ended at one peer together, and alike.
 
     `wall_s`: mean seconds a task ran there. `queue_s`: mean seconds that it was neither running nor with the submitter.
-    `input_bytes`: mean size of its arguments. `features`: what the strategy saw when it chose the peer, empty where none did.
+    `input_bytes`: mean size of its arguments. `features`: what the strategy saw when it chose the peer, empty where
+    none did.
     """
 
     function: FunctionKey
@@ -67,8 +68,8 @@ class Summary:
     """Sums over records of one subject (a peer, a function, a day). Means and percentiles in seconds, over tasks.
 
     `counted`: tasks whose outcome says something (not in `NOT_COUNTED`). `served`: those of them that ran to their end.
-    `succeeded`: those that returned a value. `mean_s`, `response_s` (running and queueing together) and the percentiles are
-    over served tasks, None where there is none.
+    `succeeded`: those that returned a value. `mean_s`, `response_s` (running and queueing together) and the percentiles
+    are over served tasks, None where there is none.
     """
 
     counted: int

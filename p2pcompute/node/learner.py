@@ -1,11 +1,12 @@
 """The regression behind smart_adaptive: Bayesian linear regression of the library `river`, an optional extra.
 
-One model a function, with a constant and a slope over the request's size for every peer beside the common numbers. The library learns a row in
-10 µs and predicts a row in as much, which is too slow for an ordering of fifty peers; since the model is linear, its weights are read off once
-in a while through its own predictions of unit rows, and an ordering is sums of products.
+One model a function, with a constant and a slope over the request's size for every peer beside the common numbers. The
+library learns a row in 10 µs and predicts a row in as much, which is too slow for an ordering of fifty peers; since the
+model is linear, its weights are read off once in a while through its own predictions of unit rows, and an ordering is
+sums of products.
 
-Importing the library takes most of a second and 80 MiB: `load_learner` is to be called off the event loop, and only where a
-submitter asked for the strategy. See docs/decisions/0016-the-learner-is-river.md.
+Importing the library takes most of a second and 80 MiB: `load_learner` is to be called off the event loop, and only
+where a submitter asked for the strategy. See docs/decisions/0016-the-learner-is-river.md.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class _Weights:
         self.fresh = 0
         #: Weights of the common numbers, in the order of `SHARED` and `OWN`.
         self.columns: list[float] = [0.0] * ROW_LENGTH
-        #: Constant and slope of each peer with columns of its own; at most `limits.LEARNED_PEERS_MAX`, in the order of their first row.
+        #: Constant and slope of each peer with columns of its own; at most `limits.LEARNED_PEERS_MAX`, in the order of
+        #: their first row.
         self.peers: dict[PeerId, tuple[float, float]] = {}
 
     def learn(self, peer: PeerId, row: Sequence[float], value: float) -> None:
@@ -131,7 +133,10 @@ assert len(SHARED) + len(OWN) == ROW_LENGTH
 
 
 def load_learner() -> RiverLearner:
-    """Import the library and make a learner. Raises UsageError, saying what to install, where it is missing. Takes most of a second."""
+    """Import the library and make a learner. Raises UsageError, saying what to install, where it is missing.
+
+    Takes most of a second.
+    """
     try:
         from river.linear_model import BayesianLinearRegression
     except ImportError as error:

@@ -1,7 +1,8 @@
 """One SQLite file of a peer: opened, migrated, checked, locked, and its errors mapped.
 
-Write-ahead log, so that a crash loses at most the last transaction; the format's number stands in `user_version` and migrates forward, one
-step a version. A file that is broken, or that a newer release wrote, is a CorruptFileError and is never overwritten.
+Write-ahead log, so that a crash loses at most the last transaction; the format's number stands in `user_version` and
+migrates forward, one step a version. A file that is broken, or that a newer release wrote, is a CorruptFileError and is
+never overwritten.
 
 Refuses to know what is in it. All calls block for a disk write at most; one thread at a time (a lock).
 """
@@ -25,7 +26,10 @@ Migrations = Sequence[Sequence[str]]
 
 
 class Database:
-    """An open file; `Database.open(path, migrations, lost)` makes one. `lost`: what goes with the file where it is given up."""
+    """An open file; `Database.open(path, migrations, lost)` makes one. `lost`.
+
+    What goes with the file where it is given up.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lost: str) -> None:
         #: Where the file is, for messages.

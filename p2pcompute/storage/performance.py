@@ -1,10 +1,10 @@
-"""performance.db: one row for every batch of tasks that ended, so that reports and strategies have a past after a restart.
+"""performance.db: a row for every batch of tasks that ended, so that reports and strategies have a past.
 
-Owns one SQLite file, bounded by rows and by age; what is beyond either is dropped while new rows are written. Times are wall-clock seconds since
-1970. Functions and peers stand in tables of their own: a row has about 100 bytes.
+Owns one SQLite file, bounded by rows and by age; what is beyond either is dropped while new rows are written. Times are
+wall-clock seconds since 1970. Functions and peers stand in tables of their own: a row has about 100 bytes.
 
-Refuses to judge. All calls block, `add` for a disk write and the questions for up to 0.2 s: off the event loop only, and rows in
-batches (`limits.PERFORMANCE_ROWS_READ_MAX` bounds what one question reads).
+Refuses to judge. All calls block, `add` for a disk write and the questions for up to 0.2 s: off the event loop only,
+and rows in batches (`limits.PERFORMANCE_ROWS_READ_MAX` bounds what one question reads).
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from p2pcompute.storage.database import Database
 #: MIGRATIONS[n] brings a file of version n to version n + 1.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
-        "CREATE TABLE functions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, program BLOB NOT NULL, UNIQUE (name, program))",
+        "CREATE TABLE functions (id INTEGER PRIMARY KEY, name TEXT NOT NULL, program BLOB NOT NULL, "
+        "UNIQUE (name, program))",
         "CREATE TABLE peers (id INTEGER PRIMARY KEY, peer BLOB NOT NULL UNIQUE)",
-        "CREATE TABLE records (id INTEGER PRIMARY KEY, ended_s REAL NOT NULL, function INTEGER NOT NULL, peer INTEGER NOT NULL, "
-        "strategy TEXT NOT NULL, outcome INTEGER NOT NULL, tasks INTEGER NOT NULL, wall_s REAL NOT NULL, queue_s REAL NOT NULL, "
-        "input_bytes INTEGER NOT NULL, features BLOB NOT NULL)",
+        "CREATE TABLE records (id INTEGER PRIMARY KEY, ended_s REAL NOT NULL, function INTEGER NOT NULL, "
+        "peer INTEGER NOT NULL, strategy TEXT NOT NULL, outcome INTEGER NOT NULL, tasks INTEGER NOT NULL, "
+        "wall_s REAL NOT NULL, queue_s REAL NOT NULL, input_bytes INTEGER NOT NULL, features BLOB NOT NULL)",
         "CREATE INDEX records_by_time ON records (ended_s)",
     ),
 )
 #: What a person loses with the file.
 LOST_TEXT = "what was learned about peers is lost with it, and is learned again"
-#: Functions or peers that no row names any more are dropped once in so many calls of `add`: looking for them reads the whole table.
+#: Functions or peers that no row names any more are dropped once in so many calls of `add`: looking for them reads the
+#: whole table.
 TIDY_EVERY = 1_000
 _NOT_COUNTED = ", ".join(str(int(outcome)) for outcome in sorted(NOT_COUNTED))
 _SERVED = ", ".join(str(int(outcome)) for outcome in sorted(SERVED))
@@ -74,8 +76,9 @@ class PerformanceDatabase:
         self._database.close()
 
     def add(self, records: Sequence[DatedRecord], now_s: float) -> None:
-        """Keep `records`, in one transaction; drop what is too old at `now_s` or too many. Raises ResourceError, CorruptFileError.
+        """Keep `records`, in one transaction; drop what is too old at `now_s` or too many.
 
+        Raises ResourceError, CorruptFileError.
         Features beyond `limits.PERFORMANCE_FEATURES_MAX` and texts beyond `limits.TEXT_CHARS_MAX` are a UsageError.
         """
         for each in records:
@@ -86,9 +89,10 @@ class PerformanceDatabase:
             peers = sorted({each.record.peer for each in records})
             connection.executemany("INSERT OR IGNORE INTO peers (peer) VALUES (?)", [(peer,) for peer in peers])
             connection.executemany(
-                "INSERT INTO records (ended_s, function, peer, strategy, outcome, tasks, wall_s, queue_s, input_bytes, features) "
-                "VALUES (?, (SELECT id FROM functions WHERE name = ? AND program = ?), (SELECT id FROM peers WHERE peer = ?), "
-                "?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO records "
+                "(ended_s, function, peer, strategy, outcome, tasks, wall_s, queue_s, input_bytes, features) "
+                "VALUES (?, (SELECT id FROM functions WHERE name = ? AND program = ?), "
+                "(SELECT id FROM peers WHERE peer = ?), ?, ?, ?, ?, ?, ?, ?)",
                 [_row(each) for each in records],
             )
             connection.execute("DELETE FROM records WHERE ended_s < ?", (now_s - limits.PERFORMANCE_AGE_MAX_S,))
@@ -106,15 +110,18 @@ class PerformanceDatabase:
         where, values = _where(function, None)
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT ended_s, name, program, peers.peer, strategy, outcome, tasks, wall_s, queue_s, input_bytes, features "
-                "FROM records JOIN functions ON functions.id = function JOIN peers ON peers.id = records.peer "
+                "SELECT ended_s, name, program, peers.peer, strategy, outcome, tasks, wall_s, queue_s, input_bytes, "
+                "features FROM records JOIN functions ON functions.id = function JOIN peers ON peers.id = records.peer "
                 f"WHERE {where} ORDER BY records.id DESC LIMIT ?",
                 (*values, min(count, limits.PERFORMANCE_ROWS_READ_MAX)),
             ).fetchall()
         return [self._record(row) for row in reversed(rows)]
 
     def by_pair(self, now_s: float, window_s: float = limits.PERFORMANCE_WINDOW_S) -> list[PairSummary]:
-        """Every function and peer with records in the window before `now_s`, by function and peer; without percentiles."""
+        """Every function and peer with records in the window before `now_s`, by function and peer.
+
+        Without percentiles.
+        """
         with self._database.reading() as connection:
             rows = connection.execute(
                 f"SELECT name, program, peers.peer, {_SUMS} FROM records JOIN functions ON functions.id = function "
@@ -141,7 +148,8 @@ class PerformanceDatabase:
         """Every strategy with records in the window before `now_s`, by name; without percentiles."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                f"SELECT strategy, {_SUMS} FROM records WHERE ended_s > ? AND ended_s <= ? GROUP BY strategy ORDER BY strategy",
+                f"SELECT strategy, {_SUMS} FROM records WHERE ended_s > ? AND ended_s <= ? "
+                "GROUP BY strategy ORDER BY strategy",
                 (now_s - window_s, now_s),
             ).fetchall()
         return [(str(strategy), _summary(sums)) for strategy, *sums in rows]
@@ -167,7 +175,8 @@ class PerformanceDatabase:
     ) -> Summary:
         """Of all records in the window before `now_s`, or those of a function, a peer, or both; with percentiles.
 
-        Percentiles are of running times over tasks, nearest rank, of the latest `limits.PERFORMANCE_ROWS_READ_MAX` rows.
+        Percentiles are of running times over tasks, nearest rank, of the latest `limits.PERFORMANCE_ROWS_READ_MAX`
+        rows.
         """
         where, values = _where(function, peer)
         window = (now_s - window_s, now_s)
@@ -210,7 +219,10 @@ class PerformanceDatabase:
 
 
 def percentiles(times: Iterable[tuple[float, int]], wanted: Sequence[int]) -> tuple[float | None, ...]:
-    """Percentiles by nearest rank of values given as (value, how often), in the order of `wanted` (1 to 100); None without values."""
+    """Percentiles by nearest rank of values given as (value, how often), in the order of `wanted` (1 to 100).
+
+    None without values.
+    """
     ordered = sorted(times)
     total = sum(count for _, count in ordered)
     if total == 0:

@@ -1,4 +1,7 @@
-"""What is learned from jobs, against models that keep everything: windows, the request cache, and orders under nonsense."""
+"""What is learned from jobs, against models that keep everything.
+
+Windows, the request cache, and orders under nonsense.
+"""
 
 from __future__ import annotations
 

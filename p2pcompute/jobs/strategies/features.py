@@ -1,8 +1,8 @@
 """What a prediction looks at: the state of a peer, the request, and the row of numbers made of them.
 
-A row has two parts: `SHARED`, the same for all peers at one moment (the request, the hour), and `OWN`, of one peer. Each number is
-near 0 where it is usual and of the order of 1 where it is not, since learners assume that; what is unknown is 0. What peers
-say of themselves is clipped: nobody gets out of the range in which honest peers are.
+A row has two parts: `SHARED`, the same for all peers at one moment (the request, the hour), and `OWN`, of one peer.
+Each number is near 0 where it is usual and of the order of 1 where it is not, since learners assume that; what is
+unknown is 0. What peers say of themselves is clipped: nobody gets out of the range in which honest peers are.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ ONE = 3.0
 class PeerFacts:
     """A peer as a strategy sees it at one moment.
 
-    `rank`: capability score, 0 to 100. `cpu`, `memory`, `gpu`: share in use, 0 to 1; None where unknown, for `gpu` also where it
-    has none. `queued`: tasks that run or wait there, on `slots` slots. `cost_per_hour` in the network's currency.
+    `rank`: capability score, 0 to 100. `cpu`, `memory`, `gpu`: share in use, 0 to 1; None where unknown, for `gpu` also
+    where it has none. `queued`: tasks that run or wait there, on `slots` slots. `cost_per_hour` in the network's
+    currency.
     """
 
     peer: PeerId
@@ -59,8 +60,9 @@ class PeerFacts:
 class Request:
     """A call, or a job's tasks, for which peers are ordered.
 
-    `input_bytes`: of one task's arguments. `complexity`: how much work the submitter expects, relative to the function's usual,
-    1 where nothing was said. `hour`: of the day at the submitter, 0 up to 24, as the caller's clock says.
+    `input_bytes`: of one task's arguments. `complexity`: how much work the submitter expects, relative to the
+    function's usual, 1 where nothing was said. `hour`: of the day at the submitter, 0 up to 24, as the caller's clock
+    says.
     """
 
     function: FunctionKey

@@ -4,16 +4,16 @@ The logarithm of a task's seconds is predicted, since what makes tasks slow mult
 
     log seconds = start(function) - log rank + learner(row, peer) + correction(function, peer)
 
-- start: the first time that was seen of the function; before that, as everywhere, `plan.TASK_UNKNOWN_S`. So with nothing learned
-  peers are ordered as `plan.fastest_first` orders them.
-- learner: a regression on the numbers of `features.py` with a constant and a slope over the request's size for each peer
-  (`Learner`; the library behind it is an optional extra). Without one it is the mean over all peers.
-- correction: an exponentially weighted mean of what the prediction lately missed by at this peer, shrunk towards 0 where it rests on few
-  tasks. It follows a peer whose owner has come back long before a regression would.
+- start: the first time that was seen of the function; before that, as everywhere, `plan.TASK_UNKNOWN_S`. So with
+  nothing learned peers are ordered as `plan.fastest_first` orders them.
+- learner: a regression on the numbers of `features.py` with a constant and a slope over the request's size for each
+  peer (`Learner`; the library behind it is an optional extra). Without one it is the mean over all peers.
+- correction: an exponentially weighted mean of what the prediction lately missed by at this peer. It follows a peer
+  whose owner has come back long before a regression would.
 
-A prediction and the wait before it become one figure by what the submitter wants (`Target`), divided by the share of tasks that the
-peer ran to their end. Now and then (`explore_share`) a peer of which little is known, and which might be the best for all that is
-known, is put first.
+A prediction and the wait before it become one figure by what the submitter wants (`Target`), divided by the share of
+tasks that the peer ran to their end. Now and then (`explore_share`) a peer of which little is known, and which might be
+the best for all that is known, is put first.
 
 Refuses to know clock and dice (`now` and the Rng are passed), and where records are kept.
 """
@@ -37,10 +37,14 @@ from p2pcompute.model.ids import PeerId
 from p2pcompute.model.performance import NOT_COUNTED, SERVED, TIME_MAX_S, FunctionKey, PerformanceRecord
 from p2pcompute.model.seams import Rng
 
-#: Weight of the newest record in a correction: six make up two thirds of it.
-NEWEST_WEIGHT = 0.15
-#: A correction is taken for n / (n + this) of itself after n records.
+#: Weight of the newest record in a correction: five make up two thirds of it.
+NEWEST_WEIGHT = 0.2
+#: Weight of the newest record in the usual time of any task at a peer: their sizes scatter, so ten make up two thirds.
+USUAL_WEIGHT = 0.1
+#: Without a learner a correction is taken for n / (n + this) of itself after n records.
 SHRINK_RECORDS = 2.0
+#: Without a learner, the newest record's weight in the mean over all peers: of them there are many.
+MEAN_WEIGHT = 0.05
 #: What one record may miss its prediction by before the rest is cut off, in natural logarithms: a factor of 20.
 MISS_MAX = 3.0
 #: Spread of the times of one function over peers of which nothing is known: a factor of 2 up or down.
@@ -73,7 +77,10 @@ class Target(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveSettings:
-    """`learning_enabled`: whether records change predictions. `explore_share`: orderings that may try a little-known peer, 0 to 0.5."""
+    """`learning_enabled`: whether records change predictions. `explore_share`.
+
+    Orderings that may try a little-known peer, 0 to 0.5.
+    """
 
     optimization_target: Target = Target.LATENCY
     learning_enabled: bool = True
@@ -93,15 +100,24 @@ class Learner(Protocol):
     def predict(
         self, function: FunctionKey, peers: Sequence[PeerId], shared: Sequence[float], own: Sequence[Sequence[float]]
     ) -> list[float]:
-        """The expected value at each of `peers`, whose own parts are `own` in the same order; 0 where nothing is known."""
+        """The expected value at each of `peers`, whose own parts are `own` in the same order.
+
+        0 where nothing is known.
+        """
 
 
 class _Correction:
-    """What predictions missed by at one peer."""
+    """What predictions missed by at one peer.
 
-    __slots__ = ("miss", "records")
+    Beside a learner it begins at 0 and moves slowly, since first misses are the learner's to explain. Alone it is the peer's
+    mean from the first record on, and shrunk while that rests on little.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("beside", "miss", "records")
+
+    def __init__(self, beside: bool) -> None:
+        #: Whether a learner explains what it can.
+        self.beside = beside
         #: Weighted mean of the misses, natural logarithm of observed over predicted.
         self.miss = 0.0
         #: Records that it rests on.
@@ -109,13 +125,14 @@ class _Correction:
 
     @property
     def value(self) -> float:
-        """The mean, shrunk."""
-        return self.miss * self.records / (self.records + SHRINK_RECORDS)
+        """What is added to predictions."""
+        return self.miss if self.beside else self.miss * self.records / (self.records + SHRINK_RECORDS)
 
     def observe(self, miss: float) -> None:
         """One record more."""
         self.records += 1
-        self.miss += (miss - self.miss) * max(NEWEST_WEIGHT, 1 / self.records)
+        weight = NEWEST_WEIGHT if self.beside else max(NEWEST_WEIGHT, 1 / self.records)
+        self.miss += (miss - self.miss) * weight
 
 
 class _Function:
@@ -139,7 +156,10 @@ _UNSEEN = _Function(math.log(TASK_UNKNOWN_S))
 
 
 class SmartAdaptive:
-    """The strategy with what it has learned. `order` before tasks are sent, `record`'s features with them, `observe` when they ended."""
+    """The strategy with what it has learned.
+
+    `order` before tasks are sent, `record`'s features with them, `observe` when they ended.
+    """
 
     def __init__(
         self,
@@ -158,6 +178,8 @@ class SmartAdaptive:
         self._learner = learner
         #: By function, at most `limits.PERFORMANCE_FUNCTIONS_MAX`; the last written last.
         self._functions: dict[FunctionKey, _Function] = {}
+        #: Weighted mean seconds of any task by peer, at most `limits.PERFORMANCE_PEERS_MAX`; the last written last.
+        self._usual_s: dict[PeerId, float] = {}
 
     def order(self, request: Request, peers: Sequence[PeerFacts], now: float) -> list[PeerId]:
         """The ids of `peers`, the one to be asked first first; ties: this peer itself, higher rank, lower id."""
@@ -168,7 +190,7 @@ class SmartAdaptive:
         target = self.settings.optimization_target
         keys: list[tuple[float, float, bool, float, PeerId]] = []
         for facts, row, task_s, rate in zip(peers, own, predicted, rates, strict=True):
-            first, second = _figures(target, facts, task_s / rate, self._wait_s(facts, task_s, now))
+            first, second = _figures(target, facts, task_s / rate, self._wait_s(facts, task_s))
             keys.append((first, second, not facts.local, -row[0], facts.peer))
         order = [key[-1] for key in sorted(keys)]
         if len(order) > 1 and self._rng.random() < self.settings.explore_share:
@@ -214,9 +236,17 @@ class SmartAdaptive:
             del self._functions[next(iter(self._functions))]
         self._learn(record, known, row, observed - known.start)
         known.records += 1
+        self._see(record.peer, record.wall_s)
+
+    def _see(self, peer: PeerId, wall_s: float) -> None:
+        """What a place in the queue of `peer` costs: lately, since the mean of an hour knows nothing of a change."""
+        before = self._usual_s.pop(peer, None)
+        self._usual_s[peer] = wall_s if before is None else before + (wall_s - before) * USUAL_WEIGHT
+        if len(self._usual_s) > limits.PERFORMANCE_PEERS_MAX:
+            del self._usual_s[next(iter(self._usual_s))]
 
     def _learn(self, record: PerformanceRecord, known: _Function, row: tuple[float, ...] | None, value: float) -> None:
-        correction = known.corrections.pop(record.peer, None) or _Correction()
+        correction = known.corrections.pop(record.peer, None) or _Correction(self._learner is not None)
         known.corrections[record.peer] = correction
         if len(known.corrections) > limits.PERFORMANCE_PEERS_MAX:
             del known.corrections[next(iter(known.corrections))]
@@ -229,13 +259,13 @@ class SmartAdaptive:
         else:
             expected = known.mean
             value = expected + _cut(value - expected, MISS_MAX)
-            known.mean += (value - known.mean) * max(NEWEST_WEIGHT / 4, 1 / (known.records + 1))
+            known.mean += (value - known.mean) * max(MEAN_WEIGHT, 1 / (known.records + 1))
         correction.observe(value - expected)
 
     def _own_rows(
         self, function: FunctionKey, peers: Sequence[PeerFacts], now: float
     ) -> tuple[list[tuple[float, ...]], list[float]]:
-        """The own part of each row, and the share of tasks that each peer ran to their end, 1 where nothing is known."""
+        """The own part of each row, and the share of tasks that each peer served, 1 where nothing is known."""
         windows = self.book.windows(function)
         overall_s = self.book.mean_function_s(function, now)
         rows, rates = [], []
@@ -246,18 +276,20 @@ class SmartAdaptive:
             rates.append(rate)
         return rows, rates
 
-    def _wait_s(self, facts: PeerFacts, task_s: float, now: float) -> float:
-        """Seconds before a task would start: those ahead of it, at the peer's usual time of any task, over its slots; and the way there."""
+    def _wait_s(self, facts: PeerFacts, task_s: float) -> float:
+        """Seconds before a task would start: the way there, and the tasks ahead at the peer's usual time over its slots."""
         slots = facts.slots if facts.slots > 1 else 1
         wait_s = facts.rtt_s if facts.rtt_s > 0 else 0.0
         ahead = facts.queued + 1 - slots
         if ahead > 0:
-            usual_s = self.book.mean_task_s(facts.peer, now)
-            wait_s += ahead * (usual_s if usual_s is not None else task_s) / slots
+            wait_s += ahead * self._usual_s.get(facts.peer, task_s) / slots
         return wait_s
 
     def _explore(self, function: FunctionKey, order: list[PeerId], figures: dict[PeerId, float]) -> None:
-        """Put one of those first that might be the best: whose figure, as good as its uncertainty allows, beats the first one's."""
+        """Put one of those first that might be the best.
+
+        Whose figure, as good as its uncertainty allows, beats the first one's.
+        """
         known = self._functions.get(function, _UNSEEN)
         best = figures[order[0]]
         hopeful = []

@@ -104,7 +104,7 @@ def test_pairs_peers_and_functions_are_counted_apart() -> None:
     assert book.of(OTHER, peer(1), 3.0) == Summary(1, 1, 1, 9.0, 9.0)
     assert book.of(OTHER, peer(2), 3.0) is None
     assert book.of_peer(peer(3), 3.0) is None
-    assert book.mean_task_s(peer(1), 3.0) == 5.0
+    assert book.of_peer(peer(1), 3.0) == Summary(2, 2, 2, 5.0, 5.0)
     assert book.mean_function_s(SQUARE, 3.0) == 2.0
     assert [each for each, _ in book.peers(3.0)] == [peer(1), peer(2)]
     book.check_invariants()

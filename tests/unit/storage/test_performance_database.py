@@ -1,4 +1,7 @@
-"""performance.db: keeps records, answers in windows, stays bounded, survives, and is never overwritten when it cannot be read."""
+"""performance.db.
+
+Keeps records, answers in windows, stays bounded, survives, and is never overwritten when it cannot be read.
+"""
 
 from __future__ import annotations
 
