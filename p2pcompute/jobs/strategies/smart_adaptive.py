@@ -182,16 +182,16 @@ class SmartAdaptive:
         self._usual_s: dict[PeerId, float] = {}
 
     def order(self, request: Request, peers: Sequence[PeerFacts], now: float) -> list[PeerId]:
-        """The ids of `peers`, the one to be asked first first; ties: this peer itself, higher rank, lower id."""
+        """The ids of `peers`, the one to be asked first first; ties: this peer itself, then the lower id."""
         if not peers:
             return []
         own, rates = self._own_rows(request.function, peers, now)
         predicted = self._predict(request, peers, own)
         target = self.settings.optimization_target
-        keys: list[tuple[float, float, bool, float, PeerId]] = []
-        for facts, row, task_s, rate in zip(peers, own, predicted, rates, strict=True):
+        keys: list[tuple[float, float, bool, PeerId]] = []
+        for facts, task_s, rate in zip(peers, predicted, rates, strict=True):
             first, second = _figures(target, facts, task_s / rate, self._wait_s(facts, task_s))
-            keys.append((first, second, not facts.local, -row[0], facts.peer))
+            keys.append((first, second, not facts.local, facts.peer))
         order = [key[-1] for key in sorted(keys)]
         if len(order) > 1 and self._rng.random() < self.settings.explore_share:
             self._explore(request.function, order, {key[-1]: key[0] for key in keys})

@@ -117,7 +117,9 @@ def test_the_book_forgets_who_was_written_longest_ago() -> None:
         book.observe(record(100 + number), float(number))
     book.check_invariants()
     assert len(book.windows(SQUARE)) == limits.PERFORMANCE_PEERS_MAX
-    assert book.of(SQUARE, peer(1), 0.0) is not None, "the busiest one stays"
+    busiest = book.of(SQUARE, peer(1), 0.0)
+    assert busiest is not None
+    assert busiest.counted == limits.PERFORMANCE_PEERS_MAX + 5, "the busiest one stays"
     assert book.of(SQUARE, peer(100), 0.0) is None
     for number in range(limits.PERFORMANCE_FUNCTIONS_MAX):
         book.observe(record(1, function=FunctionKey(f"f{number}", ProgramId(b"p" * 32))), 0.0)

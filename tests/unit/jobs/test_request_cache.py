@@ -53,6 +53,9 @@ def test_a_key_covers_function_program_and_arguments() -> None:
         request_key(FunctionKey("square1", ProgramId(b"p" * 32)), Payload(b"")),
         request_key(SQUARE, Payload(blob=BlobId(b"1" * 32))),
         request_key(SQUARE, Payload(b"1" * 32)),
+        # The same bytes in a row, divided differently.
+        request_key(FunctionKey("ab", ProgramId(b"c")), Payload(b"")),
+        request_key(FunctionKey("a", ProgramId(b"bc")), Payload(b"")),
     ]
     assert len(set(calls)) == len(calls)
     assert request_key(SQUARE, Payload(b"1")) == calls[0]
