@@ -374,13 +374,13 @@ PERFORMANCE_PEERS_MAX = 64
 #: Peers of one function with columns of their own in its model: two each and 12 common ones fill 128, to which the
 #: learner rounds up.
 LEARNED_PEERS_MAX = 56
-#: Rows of the performance database: a week of a record a second would be three times as much; 100 bytes each, so 20 MB.
+#: Rows of the performance database: a week of a record a second would be three times as much; 200 bytes each, so 40 MB.
 PERFORMANCE_ROWS_MAX = 200_000
 #: Age after which a row is dropped: four times what the longest report looks at.
 PERFORMANCE_AGE_MAX_S = 28 * 86_400.0
 #: Features of one record; ours have 13.
 PERFORMANCE_FEATURES_MAX = 32
-#: Rows that a question about percentiles looks at, the latest: 0.1 s of work.
+#: Rows that a question about percentiles, or a restart, looks at, the latest: a fraction of a second of work.
 PERFORMANCE_ROWS_READ_MAX = 50_000
 #: Results that the request cache holds in all, and one of them: what a laptop can spare, and beyond what travels inline.
 CACHE_BYTES_MAX = 64 << 20
