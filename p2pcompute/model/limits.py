@@ -387,6 +387,32 @@ BATCH_TARGET_S = 0.03
 #: Partial values merged by one reduction task.
 REDUCE_FAN_IN = 16
 
+# --- what is learned from jobs ---------------------------------------------------------------------------------------
+#: Over how long a peer's rates and mean times are taken: long enough for rare functions, and yesterday is forgotten.
+PERFORMANCE_WINDOW_S = 3_600.0
+#: Functions that windows and learners remember, the last used ones: what one person runs in a week; 256 KiB a model.
+PERFORMANCE_FUNCTIONS_MAX = 64
+#: Peers of one function that are remembered: more than have links; 10 KiB each at most.
+PERFORMANCE_PEERS_MAX = 64
+#: Peers of one function with columns of their own in its model: two each and 12 common ones fill 128, to which the
+#: learner rounds up.
+LEARNED_PEERS_MAX = 56
+#: Rows of the performance database: a week of a record a second would be three times as much; 200 bytes each, so 40 MB.
+PERFORMANCE_ROWS_MAX = 200_000
+#: Age after which a row is dropped: four times what the longest report looks at.
+PERFORMANCE_AGE_MAX_S = 28 * 86_400.0
+#: Features of one record; ours have 13.
+PERFORMANCE_FEATURES_MAX = 32
+#: Rows that a question about percentiles, or a restart, looks at, the latest: a fraction of a second of work.
+PERFORMANCE_ROWS_READ_MAX = 50_000
+#: Results that the request cache holds in all, and one of them: what a laptop can spare, and beyond what travels inline.
+CACHE_BYTES_MAX = 64 << 20
+CACHE_ENTRY_BYTES_MAX = 1 << 20
+#: Results in the request cache: with their keys and times 300 bytes each beside the results.
+CACHE_ENTRIES_MAX = 10_000
+#: How long a cached result is used where the submitter asked for caching and said nothing else.
+CACHE_TTL_S = 300.0
+
 # --- workers ----------------------------------------------------------------------------------------------------------
 #: stdout and stderr kept and passed on for one task; the rest is dropped and said so.
 TASK_OUTPUT_BYTES_MAX = 64 * 1024
