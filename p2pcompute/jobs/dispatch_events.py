@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from p2pcompute.jobs.plan import NOTHING_KNOWN, Facts
 from p2pcompute.model.ids import JobId, PeerId, TaskIndex
 from p2pcompute.model.job import Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
 
@@ -24,10 +25,14 @@ class JobOpened:
 
 @dataclass(frozen=True, slots=True)
 class TasksAdded:
-    """Inputs were read, or reductions are ready to run. A number that was added before is passed over."""
+    """Inputs were read, or reductions are ready to run. A number that was added before is passed over.
+
+    `blob_bytes`: what of their arguments, all together, travels as blobs.
+    """
 
     job: JobId
     tasks: tuple[TaskIndex, ...]
+    blob_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class PeerUsable:
     rtt_s: float
     local: bool
     rank: float
+    facts: Facts = NOTHING_KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +255,14 @@ class EndCause(enum.StrEnum):
     SHELL = "shell"
     #: `limits.JOBS_OPEN_MAX` jobs are open.
     BUSY = "busy"
+    #: No peer meets what the job requires, or its strategy leaves out all of them.
+    UNMET = "unmet"
+    #: Those that do are suspected to be down.
+    UNHEALTHY = "unhealthy"
+    #: The budget does not pay for what is left.
+    BUDGET = "budget"
+    #: The strategy failed, and there is no fallback.
+    STRATEGY = "strategy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +295,24 @@ class Stalled:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class SeekPeers:
+    """No usable peer may run the job; one that meets its requirements may be known but not linked."""
+
+    job: JobId
+
+
 Effect = (
-    OpenAt | Send | CancelAt | CloseAt | Completed | Discarded | GivenUp | TaskRetried | WantInputs | JobEnded | Stalled
+    OpenAt
+    | Send
+    | CancelAt
+    | CloseAt
+    | Completed
+    | Discarded
+    | GivenUp
+    | TaskRetried
+    | WantInputs
+    | JobEnded
+    | Stalled
+    | SeekPeers
 )

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from p2pcompute.jobs.placing import Placing
 from p2pcompute.jobs.retries import HARMLESS, failed_at, is_given_up
 from p2pcompute.jobs.shares import Held, Share, ShareState
 from p2pcompute.jobs.speculation import overdue_at
@@ -64,9 +65,11 @@ class Settling:
 class JobBook:
     """One job of this origin."""
 
-    def __init__(self, spec: JobSpec, serial: int, now: float) -> None:
+    def __init__(self, spec: JobSpec, serial: int, now: float, placing: Placing) -> None:
         #: What the submitter asked for.
         self.spec = spec
+        #: Chooses among peers.
+        self.placing = placing
         #: Number of the job at this origin; orders jobs by age.
         self.serial = serial
         #: When it was opened.
@@ -113,6 +116,10 @@ class JobBook:
         self.asked = 0
         #: `Stalled` was said and is still true.
         self.stalled = False
+        #: Why no peer may run it at present though some are usable, in words; empty where one may.
+        self.unmet = ""
+        #: Bytes of arguments of known tasks that travel as blobs.
+        self.blob_bytes = 0
         #: Seconds a task takes, over all peers.
         self.speed = Speed()
 
@@ -125,6 +132,19 @@ class JobBook:
     def is_complete(self) -> bool:
         """Whether every task is settled and none will come."""
         return self.inputs_ended and not self.leases and not self.again and not self.fresh
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of it was ever sent."""
+        return self.next_batch > 1
+
+    @property
+    def left(self) -> int | None:
+        """Tasks that are not settled; None while nobody knows how many there will be."""
+        if self.inputs_ended:
+            return len(self.known) - len(self.settled)
+        total = self.spec.expected_tasks
+        return None if total is None else max(total - len(self.settled), self.waiting + len(self.leases))
 
     def order(self) -> tuple[int, int]:
         """Jobs that are served first compare less: by priority, then by age."""
@@ -264,6 +284,7 @@ class JobBook:
         self.state = state
         self.ended_at = now
         self.stalled = False
+        self.unmet = ""
         for kept in (self.again, self.fresh, self.leases, self.copies, self.batches, self.history, self.attempts):
             kept.clear()
         self.fractions.clear()

@@ -30,6 +30,7 @@ class Share:
 
     __slots__ = (
         "batch",
+        "is_gated",
         "job",
         "opened_at",
         "out",
@@ -42,6 +43,7 @@ class Share:
         "rtt_s",
         "speed",
         "state",
+        "turn",
     )  # fmt: skip
 
     def __init__(self, job: JobBook, peer: PeerId, rtt_s: float, now: float) -> None:
@@ -71,6 +73,10 @@ class Share:
         self.paused = False
         #: Length of the next pause.
         self.pause_s = 0.0
+        #: Number of the newest batch that was sent there, rising within the job; 0 before the first.
+        self.turn = 0
+        #: Whether the job must be asked each time if it may use this peer (`Placing.is_gated`).
+        self.is_gated = job.placing.is_gated
 
     @property
     def depth(self) -> int:

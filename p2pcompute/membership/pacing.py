@@ -180,7 +180,8 @@ def offers_differ(told: PeerRecord, new: PeerRecord) -> bool:
     return any(
         getattr(told, name) != getattr(new, name)
         for name in (
-            "name", "addresses", "slots", "roles", "isolation", "functions", "labels", "leaving", "protocol", "reach", "relays"
+            "name", "addresses", "slots", "roles", "isolation", "functions", "labels", "leaving", "protocol", "reach", "relays",
+            "cost_per_hour", "performance_tier",
         )
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from p2pcompute.execution.bundle import Program, make_program
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy, decode, encode
-from p2pcompute.jobs.submit import options_of
+from p2pcompute.jobs.submit import check_options, options_of
 from p2pcompute.model import limits
 from p2pcompute.model.errors import NotSerializableError, TaskTimeoutError, UsageError
 from p2pcompute.model.ids import JOB_ID_BYTES, BlobId, JobId, ProgramId, format_job_id
@@ -286,6 +286,7 @@ class Door(abc.ABC):
         return known[1]
 
     def _spec(self, program: Program, name: str, aggregation: Aggregation, options: JobOptions, inputs: Any) -> JobSpec:
+        check_options(options)
         return JobSpec(
             job=JobId(self._entropy.bytes(JOB_ID_BYTES)),
             name=name,

@@ -14,6 +14,8 @@ from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.execution.values import decode
 from p2pcompute.jobs import dispatch
+from p2pcompute.jobs.plan import Facts
+from p2pcompute.jobs.submit import check_options
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
     BlobMissingError,
@@ -28,6 +30,7 @@ from p2pcompute.model.ids import REDUCE_BASE, JobId, PeerId, TaskIndex, format_j
 from p2pcompute.model.job import (
     Aggregation,
     Attempt,
+    JobOptions,
     JobProgress,
     JobState,
     OnError,
@@ -63,6 +66,10 @@ _KINDS = {
     dispatch.EndCause.JOB_TIMEOUT: "TaskTimeoutError",
     dispatch.EndCause.REFUSED: "NoWorkersError",
     dispatch.EndCause.BUSY: "BusyError",
+    dispatch.EndCause.UNMET: "NoAvailableNodesError",
+    dispatch.EndCause.UNHEALTHY: "NoHealthyNodesError",
+    dispatch.EndCause.BUDGET: "BudgetExceededError",
+    dispatch.EndCause.STRATEGY: "StrategyError",
 }
 
 Inputs = AsyncIterator[Sequence[bytes]]
@@ -91,6 +98,8 @@ class Origin:
         self._barred: dict[PeerId, None] = {}
         #: Told of them; the composition root sets it.
         self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
+        #: Asked to link peers that such a job could use; the composition root sets it.
+        self.seek: Callable[[JobOptions], None] = lambda options: None
         #: Every job that is open or was kept, oldest first.
         self.jobs: dict[JobId, OriginJob] = {}
         self._pump: Pump[dispatch.Event, dispatch.Effect] = Pump(
@@ -107,6 +116,7 @@ class Origin:
                 dispatch.WantInputs: lambda effect: None,
                 dispatch.JobEnded: self._job_ended,
                 dispatch.Stalled: self._stalled,
+                dispatch.SeekPeers: lambda effect: self.seek(self.jobs[effect.job].spec.options),
                 dispatch.TaskRetried: self._retried,
             },
             dispatch.Tick(),
@@ -118,6 +128,7 @@ class Origin:
     def open(self, request: JobRequest, inputs: Inputs) -> JobStream:
         """Start a job whose encoded arguments come from `inputs`, batch by batch. Raises BusyError."""
         job = request.spec.job
+        check_options(request.spec.options)
         if job in self.jobs:
             raise UsageError(f"job {format_job_id(job)} is known at this peer already: give a new one a new id")
         open_jobs = sum(1 for known in self.jobs.values() if known.end is None)
@@ -177,7 +188,7 @@ class Origin:
                 assert room > 0
                 job.stream.inputs_read += len(batch)
                 added = job.add_inputs(batch)
-                self._pump.feed(dispatch.TasksAdded(name, added))
+                self._pump.feed(dispatch.TasksAdded(name, added, job.blob_bytes(added)))
                 for index in sorted(job.dropped.intersection(added)):
                     job.dropped.discard(index)
                     self.drop(name, index)
@@ -209,12 +220,13 @@ class Origin:
         """Whether work may be at `peer`."""
         return peer in self._channels and any(known.end is None for known in self.jobs.values())
 
-    def peer_usable(self, channel: Channel, rank: float) -> None:
-        """`channel` leads to a peer that may compute for us; `rank`: higher is tried first."""
+    def peer_usable(self, channel: Channel, facts: Facts) -> None:
+        """`channel` leads to a peer that may compute for us, of which `facts` are known."""
         if channel.peer in self._barred:
             return
         self._channels[channel.peer] = channel
-        self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank))
+        rank = facts.capability.score if facts.capability is not None else 0.0
+        self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank, facts))
 
     def _bar(self, peer: PeerId) -> None:
         """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""

@@ -90,6 +90,11 @@ class OriginJob:
             self.inputs += 1
         return tuple(TaskIndex(number) for number in range(first, self.inputs))
 
+    def blob_bytes(self, tasks: Sequence[TaskIndex]) -> int:
+        """What of the arguments of `tasks` travels as blobs, bytes."""
+        payloads = (self._arguments.get(task) for task in tasks)
+        return sum(payload.size_bytes for payload in payloads if payload is not None and payload.blob is not None)
+
     def arguments(self, task: TaskIndex) -> Payload:
         """What travels with a lease of `task`."""
         return self._arguments[task]

@@ -21,6 +21,7 @@ from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
+from p2pcompute.model.job import JobOptions
 from p2pcompute.model.peer import Address, PeerView, Role
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
@@ -28,6 +29,7 @@ from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel, connect_locally
 from p2pcompute.node.config import PeerConfig, own_name
 from p2pcompute.node.door import Door
+from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.identity import NodeIdentity
@@ -151,6 +153,8 @@ class Peer(Door):
                 isolation=isolation(),
                 labels=self.config.labels,
                 version=__version__,
+                cost_per_hour=self.config.cost_per_hour,
+                performance_tier=self.config.performance_tier,
             ),
             key,
             self._incarnation_next,
@@ -198,8 +202,9 @@ class Peer(Door):
         to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
         to_lender.deliver = self.lender.message
         to_origin.deliver = self.origin.message
-        if slots:
-            self.origin.peer_usable(to_lender, self.own.record.capability.score if self.own.record.capability else 0.0)
+        self.origin.seek = self._seek
+        self._to_own_lender = to_lender
+        self._offer_self()
 
     async def _start_overlay(self, stack: contextlib.AsyncExitStack, key: PeerKey) -> None:
         parts = OverlayParts(
@@ -331,8 +336,16 @@ class Peer(Door):
         entry = self.overlay.view.entry(link.peer)
         if entry is None or Role.COMPUTE not in link.admission.roles or entry.record.slots == 0:
             return
-        rank = entry.record.capability.score if entry.record.capability is not None else 0.0
-        self.origin.peer_usable(LinkChannel(link, self.exchange), rank)
+        self.origin.peer_usable(LinkChannel(link, self.exchange), facts_of(entry, link.bandwidth_mbps))
+
+    def _offer_self(self) -> None:
+        if self.own.record.slots:
+            self.origin.peer_usable(self._to_own_lender, own_facts(self.own.record))
+
+    def _seek(self, options: JobOptions) -> None:
+        """Link peers that a job could use, of those that are known."""
+        for peer in peers_to_seek(self.view, self.overlay.hub.links, options.requirements):
+            self.overlay.want_link(peer)
 
     def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
         """Called by the overlay."""
@@ -360,7 +373,7 @@ class Peer(Door):
 
     def network_event(self, kind: str, peer: PeerId, text: str) -> None:
         """Called by the overlay."""
-        if kind == "peer_appeared":
+        if kind in ("peer_appeared", "peer_suspected"):
             link = self.overlay.hub.links.get(peer)
             if link is not None:
                 self._offer(link)
@@ -372,6 +385,7 @@ class Peer(Door):
     async def _keep_offering(self) -> None:
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL_S)
+            self._offer_self()
             for link in self.overlay.hub.links.values():
                 self._offer(link)  # round trips and scores change
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from p2pcompute.jobs.submit import options_document
 from p2pcompute.model.capability import capability_score
 from p2pcompute.model.ids import PeerId, format_job_id, format_peer_id, short_peer_id
 from p2pcompute.model.job import JobProgress
@@ -91,6 +92,8 @@ def peer_row(
         "isolation": record.isolation.value,
         "roles": sorted(role.value for role in record.roles),
         "labels": list(record.labels),
+        "cost_per_hour": record.cost_per_hour,
+        "performance_tier": record.performance_tier,
         "linked": link is not None and not link.closed,
         "last_error": last_error,
         "version": record.version,
@@ -167,7 +170,6 @@ def job_row(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, str]) 
 
 def job_details(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, str]) -> Document:
     """One job with everything that is known about it."""
-    options = job.spec.options
     return {
         **job_row(job, progress, names),
         "program": job.spec.program.hex(),
@@ -175,15 +177,7 @@ def job_details(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, st
         "inputs": job.inputs,
         "skipped": list(job.skipped),
         "results_kept": job.kept_all,
-        "options": {
-            "timeout_s": options.timeout_s,
-            "job_timeout_s": options.job_timeout_s,
-            "retries": options.retries,
-            "priority": options.priority,
-            "memory_bytes": options.memory_bytes,
-            "on_error": options.on_error.value,
-            "speculate": options.speculate,
-        },
+        "options": options_document(job.spec.options),
         "attempts": [
             {
                 "task": int(task),

@@ -14,6 +14,7 @@ from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.errors import ProtocolError, UsageError
 from p2pcompute.model.ids import NETWORK_ID_BYTES, PEER_ID_BYTES, NetworkId, PeerId, peer_id_of
 from p2pcompute.model.peer import Address, Coordinate, Edge, Isolation, PeerRecord, Reach, Relay, Role
+from p2pcompute.model.requirement import TIER_DEFAULT, TIERS
 from p2pcompute.wire.codec import (
     Converted,
     Inner,
@@ -137,6 +138,11 @@ def _reach(name: str) -> Reach:
     return Reach(name) if name in set(Reach) else Reach.UNKNOWN
 
 
+def _tier(name: str) -> str:
+    # A tier of a later version promises nothing that this one could compare.
+    return name if name in TIERS else TIER_DEFAULT
+
+
 def _relay(row: tuple[Any, ...]) -> Relay:
     return Relay(*row)
 
@@ -177,7 +183,7 @@ class _Body:
         ),
     ] = ()
     functions: Annotated[tuple[str, ...], Many(Text(128), 256)] = ()
-    labels: Annotated[tuple[str, ...], Many(Text(128), 64)] = ()
+    labels: Annotated[tuple[str, ...], Many(Text(limits.LABEL_CHARS_MAX), 64)] = ()
     leaving: Annotated[bool, Truth()] = False
     protocol: Annotated[int, Whole(1, 1_000_000)] = 1
     coordinate: Annotated[Coordinate | None, Maybe(COORDINATE)] = None
@@ -189,10 +195,14 @@ class _Body:
             limits.RELAYS_MAX,
         ),
     ] = ()
+    cost_per_hour: Annotated[float, Real(0, limits.COST_PER_HOUR_MAX)] = 0.0
+    performance_tier: Annotated[str, Converted(Text(32), _tier, str)] = TIER_DEFAULT
     unknown: dict[str, Any] = field(default_factory=dict)
 
 
 _BODY = Schema(_Body)
+#: Fields that do not travel while they say only this.
+_LEFT_OUT: dict[str, Any] = {"cost_per_hour": 0.0, "performance_tier": TIER_DEFAULT}
 _FIELDS = tuple(PeerRecord.__dataclass_fields__)
 
 
@@ -208,7 +218,9 @@ class SignedRecord:
 def sign_record(record: PeerRecord, signer: Signer) -> SignedRecord:
     """`record` signed by its own peer. The caller's key must be the record's."""
     assert record.peer == peer_id_of(signer.public_key), "a peer signs only its own record"
-    body = pack(_BODY.to_fields(_Body(**{name: getattr(record, name) for name in _FIELDS})))
+    fields = _BODY.to_fields(_Body(**{name: getattr(record, name) for name in _FIELDS}))
+    # Most owners set neither, and fifty bytes are worth an edge.
+    body = pack({name: value for name, value in fields.items() if name not in _LEFT_OUT or value != _LEFT_OUT[name]})
     signature = signer.sign(CONTEXT + bytes([RECORD]), body)
     return SignedRecord(record, signer.public_key, pack([RECORD, signer.public_key, body, signature]))
 
