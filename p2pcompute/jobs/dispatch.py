@@ -223,9 +223,7 @@ class Dispatch:
             book.placing.look_at(candidate(lender, book.shares.get(event.peer), book))
         self._offering.to_peer(lender, now, out)
         self._filling.fill((lender,), now, out)
-        for book in list(self._roster.running):
-            if book.placing.is_gated:
-                self._look_for_peers(book, now, out)
+        self._look_again(now, out)
 
     def _peer_gone(self, event: PeerGone, now: float, out: list[Effect]) -> None:
         lender = self._roster.lenders.pop(event.peer, None)
@@ -246,9 +244,7 @@ class Dispatch:
             if book.state is JobState.RUNNING:
                 self._offering.to_more_peers(book, now, out)
             self._look_for_peers(book, now, out)
-        for book in list(self._roster.running):
-            if book.placing.is_gated:
-                self._look_for_peers(book, now, out)
+        self._look_again(now, out)
 
     def _peer_accepted(self, event: PeerAccepted, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -260,6 +256,7 @@ class Dispatch:
         if share.job.placing.strategy.spreads:
             self._filling.fill_job(share.job, now, out)
         self._offering.for_waiting(share.job, now, out)
+        self._look_for_peers(share.job, now, out)
 
     def _peer_refused(self, event: PeerRefused, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -279,6 +276,7 @@ class Dispatch:
                 self._offering.to_more_peers(share.job, now, out)
                 self._filling.fill_job(share.job, now, out)
         self._filling.fill((lender,), now, out)
+        self._look_again(now, out)
 
     def _refused(self, share: Share, reason: str, text: str, now: float, out: list[Effect]) -> None:
         """A job does not run at this peer: take its tasks back and look further."""
@@ -289,6 +287,17 @@ class Dispatch:
         self._settled(book, settling, now, out, refill=True)
         self._look_for_peers(book, now, out)
         self._offering.to_peer(self._roster.lenders[share.peer], now, out)
+
+    def _look_again(self, now: float, out: list[Effect]) -> None:
+        """What is known of peers has changed: jobs that are choosy may use others than before, or none any more."""
+        for book in [book for book in self._roster.running if book.placing.is_gated]:
+            self._go_further(book, now, out)
+
+    def _go_further(self, book: JobBook, now: float, out: list[Effect]) -> None:
+        self._offering.to_more_peers(book, now, out)
+        if book.waiting:
+            self._filling.fill_job(book, now, out)
+        self._look_for_peers(book, now, out)
 
     def _look_for_peers(self, book: JobBook, now: float, out: list[Effect]) -> None:
         """End a job that everybody refused for good; say so once when nobody can run it at present."""
@@ -452,7 +461,7 @@ class Dispatch:
             elif kind == "late":
                 self._filling.copy_late(book, now, out)
             elif kind == "unmet":
-                self._look_for_peers(book, now, out)
+                self._go_further(book, now, out)
             elif peer is not None and peer in book.shares:
                 self._share_alarm(book.shares[peer], now, out)
 
@@ -463,8 +472,7 @@ class Dispatch:
         share.paused = False
         # The peer was silent for too long, or granted nothing: others may be needed, and tasks that waited for this one
         # may run where they failed before.
-        self._offering.to_more_peers(share.job, now, out)
-        self._filling.fill_job(share.job, now, out)
+        self._go_further(share.job, now, out)
 
     def _running(self, job: JobId) -> JobBook | None:
         book = self._jobs.get(job)

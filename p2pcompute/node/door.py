@@ -10,7 +10,7 @@ import abc
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -364,6 +364,11 @@ def _guarded(callback: Callable[[T], None] | None, stream: JobStream, reading: _
 
 def _name_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))[: limits.TEXT_CHARS_MAX]
+
+
+def options_named(named: Mapping[str, object]) -> JobOptions:
+    """Options from names and values, which may be text. Raises UnknownNameError, UsageError."""
+    return options_of(named)
 
 
 def _options(options: JobOptions | None, named: dict[str, Any]) -> JobOptions:
