@@ -82,6 +82,8 @@ def value_of(requirement: Requirement, peer: Candidate) -> Value | None:
             return _version(facts.python)
         case "platform":
             return facts.platform.lower() or None
+        case "label":
+            return None
         case "name":
             return facts.name.lower()
         case "score":

@@ -216,6 +216,7 @@ class Roster:
         return any(
             share.state is ShareState.READY
             and share.peer not in book.placing.unfit
+            and self.slots_at(share.peer) > 0
             and not self.lenders[share.peer].facts.is_suspect
             for share in book.shares.values()
         )
