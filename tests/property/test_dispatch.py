@@ -319,10 +319,13 @@ class DispatchWorld(RuleBasedStateMachine):
     @invariant()
     def no_task_waits_beside_free_credit(self) -> None:
         for peer, jobs in self.accepted.items():
+            if self.facts[peer].is_suspect:
+                continue
             waiting = [
                 job
                 for job in jobs
                 if self.state[job] is JobState.RUNNING
+                and not self.is_choosy(job)
                 and self.added[job] > len(self.settled[job]) + self.machine.progress(job, self.now).tasks_running
             ]
             idle = self.slots.get(peer, 0) > 0 and not any(self.held.get((peer, job)) for job in JOBS)
@@ -331,6 +334,12 @@ class DispatchWorld(RuleBasedStateMachine):
                 assert self.machine.deadline() is not None or any(
                     self.machine.progress(job, self.now).retries for job in waiting
                 )
+
+    def is_choosy(self, job: JobId) -> bool:
+        """Whether the job may leave a peer out for reasons that the world does not see."""
+        options = self.specs[job].options
+        named = options.strategy in ("cost_aware", "dynamic", "latency_based")
+        return bool(options.requirements or options.budget or options.balancer or named)
 
     @invariant()
     def progress_adds_up(self) -> None:
