@@ -29,6 +29,7 @@ from p2pcompute.jobs.dispatch_events import (
     Effect,
     EndCause,
     Event,
+    FellBack,
     GivenUp,
     Granted,
     InputsEnded,
@@ -37,6 +38,7 @@ from p2pcompute.jobs.dispatch_events import (
     JobFailed,
     JobForgotten,
     JobOpened,
+    Located,
     OpenAt,
     PeerAccepted,
     PeerGone,
@@ -68,8 +70,8 @@ from p2pcompute.model.ids import REDUCE_BASE, JobId, TaskIndex
 from p2pcompute.model.job import JobProgress, JobState, OnError, Outcome
 
 __all__ = (
-    "CancelAt", "CloseAt", "Completed", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "GivenUp", "Granted",
-    "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "OpenAt", "PeerAccepted",
+    "CancelAt", "CloseAt", "Completed", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
+    "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "Located", "OpenAt", "PeerAccepted",
     "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "Refusal", "Reported", "SeekPeers", "Send", "Stalled",
     "TaskRetried",
     "TasksAdded", "TasksDropped", "Tick", "WantInputs",
@@ -112,6 +114,7 @@ class Dispatch:
             TasksDropped: self._tasks_dropped,
             JobFailed: self._job_failed,
             JobForgotten: self._job_forgotten,
+            Located: self._located,
             Tick: self._tick,
         }
 
@@ -224,6 +227,9 @@ class Dispatch:
         self._offering.to_peer(lender, now, out)
         self._filling.fill((lender,), now, out)
         self._look_again(now, out)
+
+    def _located(self, event: Located, now: float, out: list[Effect]) -> None:
+        self._roster.home = event.community
 
     def _peer_gone(self, event: PeerGone, now: float, out: list[Effect]) -> None:
         lender = self._roster.lenders.pop(event.peer, None)

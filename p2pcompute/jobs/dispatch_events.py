@@ -136,6 +136,13 @@ class JobForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """In which community this peer is, by the newest topology; None where none is known."""
+
+    community: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` named has come. One too many does nothing."""
 
@@ -155,6 +162,7 @@ Event = (
     | TasksDropped
     | JobFailed
     | JobForgotten
+    | Located
     | Tick
 )
 
@@ -302,6 +310,14 @@ class SeekPeers:
     job: JobId
 
 
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """The strategy of the job failed or left out everybody, and its fallback orders peers instead. Said once a reason."""
+
+    job: JobId
+    text: str
+
+
 Effect = (
     OpenAt
     | Send
@@ -315,4 +331,5 @@ Effect = (
     | JobEnded
     | Stalled
     | SeekPeers
+    | FellBack
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from p2pcompute.jobs.dispatch_events import Effect, EndCause, SeekPeers, Stalled
+from p2pcompute.jobs.dispatch_events import Effect, EndCause, FellBack, SeekPeers, Stalled
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.requirements import unmet_text
 from p2pcompute.jobs.roster import Alarm, Lender, Roster, candidate
@@ -46,6 +46,9 @@ class Judging:
     def judge(self, book: JobBook, now: float, out: list[Effect]) -> Verdict | None:
         """How the job ends of what stands in its way; None where it goes on or waits."""
         placing = book.placing
+        if placing.trouble and placing.trouble != placing.told and not placing.has_failed:
+            placing.told = placing.trouble
+            out.append(FellBack(book.spec.job, placing.trouble))
         if placing.has_failed:
             return EndCause.STRATEGY, f"{placing.trouble}: repair it, or name a fallback_strategy"
         if not placing.is_gated:

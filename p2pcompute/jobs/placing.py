@@ -36,8 +36,10 @@ class Placing:
         self.purse = None if options.budget is None else Purse(options.budget.max_cost)
         #: Whether single peers may be barred from it for a time; spares all other jobs the question.
         self.is_gated = bool(options.requirements) or self.purse is not None or self.strategy.holds_back
-        #: What the strategy raised last, in words; empty where it did not.
+        #: Why the fallback orders peers, or nobody can, in words; empty while the strategy does.
         self.trouble = ""
+        #: What of that was told.
+        self.told = ""
         #: Whether it failed and there was no fallback.
         self.has_failed = False
 
@@ -75,6 +77,7 @@ class Placing:
         else:
             if order or not candidates or self._fallback is None:
                 return order
+            self.trouble = f"strategy {self.strategy.name} leaves out every peer"
         return self._fallback.order(candidates, job)
 
     def learn(self, candidate: Candidate, job: Situation, report: Report) -> None:

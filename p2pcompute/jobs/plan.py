@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from p2pcompute.model.capability import Capability
 from p2pcompute.model.ids import PeerId
@@ -43,12 +44,20 @@ class Facts:
     community: int | None = None
 
 
-NOTHING_KNOWN = Facts()
-
-
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A peer that may compute for a job, now.
+class Place:
+    """Where a peer is in the topology; by default: nowhere that is known."""
+
+    fiedler_score: float = 0.0
+    community: int | None = None
+
+
+NOTHING_KNOWN = Facts()
+NOWHERE = Place()
+
+
+class Candidate(NamedTuple):
+    """A peer that may compute for a job, now. (A tuple: one is made for each peer whenever slots are free.)
 
     `rank`: its capability score. `task_s`: learned for this job there. `load`: our slots in use there over slots granted. `queue`: tasks
     of ours that it holds. `turn`: grows with each batch of the job, 0 before the first one there. `success`: share of

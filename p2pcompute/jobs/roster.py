@@ -283,7 +283,7 @@ def candidate(lender: Lender, share: Share | None, book: JobBook) -> Candidate:
         task_s,
         load,
         lender.facts,
-        lender.held,
+        share.out if share is not None and len(lender.shares) == 1 else lender.held,
         share.turn if share is not None else 0,
         lender.success,
         fetch_s,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from p2pcompute.jobs.plan import Candidate, Facts
+from p2pcompute.jobs.health import Health, health_of
+from p2pcompute.jobs.plan import NOWHERE, Candidate, Facts, Place
 from p2pcompute.jobs.requirements import meets
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import PeerEntry, PeerRecord, PeerStatus, PeerView, Role
@@ -19,15 +20,26 @@ SOUGHT_AT_ONCE = 8
 _OF_LINKS = frozenset({"latency", "bandwidth"})
 
 
-def facts_of(entry: PeerEntry, bandwidth_mbps: float | None = None) -> Facts:
-    """Of another peer. `bandwidth_mbps`: as this peer measured it, where it did."""
+def facts_of(entry: PeerEntry, bandwidth_mbps: float | None = None, place: Place = NOWHERE) -> Facts:
+    """Of another peer. `bandwidth_mbps`: as this peer measured it, where it did; `place`: by the newest topology."""
     rate = bandwidth_mbps if bandwidth_mbps is not None else entry.bandwidth_mbps
-    return _facts(entry.record, is_suspect=entry.status is not PeerStatus.ALIVE, bandwidth_mbps=rate)
+    return _facts(entry.record, place, is_suspect=entry.status is not PeerStatus.ALIVE, bandwidth_mbps=rate)
 
 
-def own_facts(record: PeerRecord) -> Facts:
+def own_facts(record: PeerRecord, place: Place = NOWHERE) -> Facts:
     """Of this peer itself."""
-    return _facts(record, is_suspect=False, bandwidth_mbps=None)
+    return _facts(record, place, is_suspect=False, bandwidth_mbps=None)
+
+
+def view_health(view: PeerView, now: float) -> tuple[Health, ...]:
+    """How every peer is that is not known to be gone: this one first, then by id."""
+    own = Candidate(view.own.peer, 0.0, True, 0.0, facts=own_facts(view.own))
+    others = [
+        Candidate(entry.record.peer, entry.rtt_s or 0.0, False, 0.0, facts=facts_of(entry))
+        for entry in view.entries
+        if entry.status in (PeerStatus.ALIVE, PeerStatus.SUSPECT)
+    ]
+    return tuple(health_of(each, now) for each in (own, *others))
 
 
 def peers_to_seek(view: PeerView, linked: Container[PeerId], requirements: Sequence[Requirement]) -> tuple[PeerId, ...]:
@@ -44,7 +56,7 @@ def peers_to_seek(view: PeerView, linked: Container[PeerId], requirements: Seque
     return tuple(peer for _, peer in sorted(found)[:SOUGHT_AT_ONCE])
 
 
-def _facts(record: PeerRecord, *, is_suspect: bool, bandwidth_mbps: float | None) -> Facts:
+def _facts(record: PeerRecord, place: Place, *, is_suspect: bool, bandwidth_mbps: float | None) -> Facts:
     return Facts(
         name=record.name,
         capability=record.capability,
@@ -58,4 +70,6 @@ def _facts(record: PeerRecord, *, is_suspect: bool, bandwidth_mbps: float | None
         performance_tier=record.performance_tier,
         is_suspect=is_suspect,
         bandwidth_mbps=bandwidth_mbps,
+        fiedler_score=place.fiedler_score,
+        community=place.community,
     )

@@ -116,6 +116,7 @@ class Origin:
                 dispatch.WantInputs: lambda effect: None,
                 dispatch.JobEnded: self._job_ended,
                 dispatch.Stalled: self._stalled,
+                dispatch.FellBack: self._fell_back,
                 dispatch.SeekPeers: lambda effect: self.seek(self.jobs[effect.job].spec.options),
                 dispatch.TaskRetried: self._retried,
             },
@@ -227,6 +228,10 @@ class Origin:
         self._channels[channel.peer] = channel
         rank = facts.capability.score if facts.capability is not None else 0.0
         self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank, facts))
+
+    def located(self, community: int | None) -> None:
+        """This peer's community, by the newest topology."""
+        self._pump.feed(dispatch.Located(community))
 
     def _bar(self, peer: PeerId) -> None:
         """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""
@@ -473,6 +478,12 @@ class Origin:
     def _stalled(self, effect: dispatch.Stalled) -> None:
         # The machine says why in its own progress, for as long as it is so.
         self._tell(self.jobs[effect.job])
+
+    def _fell_back(self, effect: dispatch.FellBack) -> None:
+        job = self.jobs[effect.job]
+        job.message = f"{effect.text}; {job.spec.options.fallback_strategy} is used instead"
+        self._log.warning("strategy replaced", job=format_job_id(effect.job), cause=job.message)
+        self._tell(job)
 
     def _job_ended(self, effect: dispatch.JobEnded) -> None:
         job = self.jobs[effect.job]

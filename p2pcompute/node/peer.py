@@ -17,6 +17,8 @@ from p2pcompute import __version__
 from p2pcompute.execution.pool import PoolSettings, WorkerPool
 from p2pcompute.execution.probes import HardwareProbe, isolation
 from p2pcompute.execution.values import Handle
+from p2pcompute.jobs.health import Health
+from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
@@ -29,7 +31,7 @@ from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel, connect_locally
 from p2pcompute.node.config import PeerConfig, own_name
 from p2pcompute.node.door import Door
-from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek
+from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.identity import NodeIdentity
@@ -102,6 +104,8 @@ class Peer(Door):
         self._exits = contextlib.AsyncExitStack()
         self._started = False
         self._stopping = False
+        #: Where a peer is in the newest topology; nowhere while nobody computes one.
+        self.place_of: Callable[[PeerId], Place] = lambda peer: NOWHERE
         #: Who wants to hear of peers that appear and go.
         self._watchers: list[Watcher] = []
         self._started_at = 0.0
@@ -314,6 +318,10 @@ class Peer(Door):
         """Seconds since the start."""
         return self._clock.monotonic() - self._started_at
 
+    def health(self) -> tuple[Health, ...]:
+        """How this peer and every other that is up, or only suspected to be down, is now, by their newest records."""
+        return view_health(self.view, self._clock.monotonic())
+
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Call `watcher(kind, peer, text)` for what happens in the network; the returned function ends it."""
         self._watchers.append(watcher)
@@ -336,11 +344,13 @@ class Peer(Door):
         entry = self.overlay.view.entry(link.peer)
         if entry is None or Role.COMPUTE not in link.admission.roles or entry.record.slots == 0:
             return
-        self.origin.peer_usable(LinkChannel(link, self.exchange), facts_of(entry, link.bandwidth_mbps))
+        self.origin.peer_usable(
+            LinkChannel(link, self.exchange), facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
+        )
 
     def _offer_self(self) -> None:
         if self.own.record.slots:
-            self.origin.peer_usable(self._to_own_lender, own_facts(self.own.record))
+            self.origin.peer_usable(self._to_own_lender, own_facts(self.own.record, self.place_of(self.peer_id)))
 
     def _seek(self, options: JobOptions) -> None:
         """Link peers that a job could use, of those that are known."""
@@ -385,6 +395,7 @@ class Peer(Door):
     async def _keep_offering(self) -> None:
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL_S)
+            self.origin.located(self.place_of(self.peer_id).community)
             self._offer_self()
             for link in self.overlay.hub.links.values():
                 self._offer(link)  # round trips and scores change

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from p2pcompute.jobs.health import health_of
+from p2pcompute.jobs.plan import Candidate
 from p2pcompute.jobs.submit import options_document
 from p2pcompute.model.capability import capability_score
 from p2pcompute.model.ids import PeerId, format_job_id, format_peer_id, short_peer_id
@@ -16,6 +18,7 @@ from p2pcompute.model.job import JobProgress
 from p2pcompute.model.peer import PeerEntry, PeerRecord
 from p2pcompute.net.link import Link
 from p2pcompute.net.session_events import SessionInfo
+from p2pcompute.node.facts import facts_of, own_facts
 from p2pcompute.node.origin_job import OriginJob
 from p2pcompute.node.overlay_peer import OverlayPeer
 
@@ -55,6 +58,8 @@ def peer_row(
     """One peer. `entry` is None for this peer itself, `link` where there is none."""
     capability = record.capability
     way = way or Way()
+    facts = own_facts(record) if entry is None else facts_of(entry)
+    health = health_of(Candidate(record.peer, 0.0, entry is None, 0.0, facts=facts), 0.0)
     return {
         "peer": format_peer_id(record.peer),
         "short": short_peer_id(record.peer),
@@ -71,6 +76,8 @@ def peer_row(
         "score": round(capability_score(capability), 1) if capability else None,
         "slots": record.slots,
         "load": round(record.load, 2),
+        "available": health.is_available,
+        "unavailable_because": health.error,
         "rtt_ms": _rounded(link.rtt_s if link else None, 1000.0),
         "bandwidth_mbps": _rounded(
             (link.bandwidth_mbps if link else None) or (entry.bandwidth_mbps if entry else None), 1.0

@@ -206,12 +206,14 @@ class World:
         self.machine = d.Dispatch(registry)
         self.now = 0.0
         self.said: list[d.Effect] = []
+        self.everything: list[d.Effect] = []
 
     def feed(self, *events: d.Event) -> None:
         self.said = []
         for event in events:
             self.said += self.machine.handle(event, self.now)
             self.machine.check_invariants()
+        self.everything += self.said
 
     def of(self, kind: type) -> list[Any]:
         return [effect for effect in self.said if isinstance(effect, kind)]
@@ -441,6 +443,31 @@ def test_the_fallback_orders_where_the_strategy_leaves_nobody() -> None:
     world.job(1, fallback_strategy="round_robin", **far)
     world.accept(A)
     assert world.sent()
+
+
+def test_that_the_fallback_is_used_is_said_once() -> None:
+    world = World()
+    world.usable(A)
+    world.job(2, strategy="latency_based", preferences=Preferences(max_latency_s=0.001), fallback_strategy="hlig")
+    world.accept(A)
+    world.report(A, 0)
+    world.report(A, 1)
+    told = [effect for effect in world.everything if isinstance(effect, d.FellBack)]
+    assert told == [d.FellBack(JOB, "strategy latency_based leaves out every peer")]
+
+
+def test_where_this_peer_is_decides_what_is_near() -> None:
+    world = World()
+    world.feed(d.Located(1))
+    world.usable(A, Facts(fiedler_score=1.0, community=2))
+    world.usable(B, Facts(fiedler_score=0.0, community=1))
+    world.job(1, task_type="network")
+    assert world.of(d.OpenAt) == [d.OpenAt(B, JOB)]
+    world = World()
+    world.usable(A, Facts(community=2))
+    world.usable(B, Facts(fiedler_score=1.0, community=1))
+    world.job(1, task_type="network")
+    assert world.of(d.OpenAt) == [d.OpenAt(B, JOB)]
 
 
 def test_a_strategy_that_raises_ends_its_job_and_no_other() -> None:
