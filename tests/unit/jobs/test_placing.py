@@ -345,14 +345,44 @@ def test_few_tasks_are_spread_by_turns() -> None:
     assert given == {A: 2, B: 2, C: 2}
 
 
-def test_spreading_leaves_no_slot_idle() -> None:
+@pytest.mark.parametrize("peers", [[(A, 1), (B, 16)], [(B, 16), (A, 1)]])
+def test_spreading_leaves_no_slot_idle(peers: list[tuple[PeerId, int]]) -> None:
     world = World()
     for peer in (A, B):
         world.usable(peer)
     world.job(10, strategy="round_robin")
-    world.accept(A, slots=1)
-    world.accept(B, slots=16)
+    for peer, slots in peers:
+        world.accept(peer, slots=slots)
     assert world.machine.progress(JOB, 0.0).tasks_running == 10
+
+
+def test_single_calls_take_turns() -> None:
+    world = World()
+    for peer in (A, B, C):
+        world.usable(peer)
+    options = options_of({"strategy": "round_robin"})
+    world.feed(d.JobOpened(JobSpec(JOB, "j", ProgramId(b"p" * 32), "m", Aggregation.NONE, None, options)))
+    world.accept(A, B, C, slots=4)
+    said: list[PeerId] = []
+    for number in range(7):
+        world.feed(d.TasksAdded(JOB, (TaskIndex(number),)))
+        said += world.sent()
+        world.report(said[-1], number)
+    assert said == [A, B, C, A, B, C, A]
+
+
+def test_late_copies_are_made_only_where_they_can_be_paid() -> None:
+    for budget in (None, 10.5):
+        world = World()
+        world.usable(A, Facts(name="anna", cost_per_hour=36.0))
+        world.usable(B, Facts(name="bert", cost_per_hour=36.0))
+        world.job(10, budget=budget, expected_task_s=100.0)
+        world.accept(A, B, slots=5)
+        world.now = 100.0
+        world.report(A, 0, 1, 2, 3, 4, wall_s=100.0)
+        world.report(B, 5, 6, 7, 8, wall_s=100.0)
+        world.tick(10_000.0)
+        assert bool(world.sent()) is (budget is None), "the last one is late, and a second attempt costs as much again"
 
 
 def test_a_suspect_is_not_asked_while_another_can_be() -> None:
