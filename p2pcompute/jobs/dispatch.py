@@ -25,6 +25,7 @@ from p2pcompute.jobs.dispatch_events import (
     CancelAt,
     CloseAt,
     Completed,
+    DataHeld,
     Discarded,
     Effect,
     EndCause,
@@ -70,7 +71,7 @@ from p2pcompute.model.ids import REDUCE_BASE, JobId, TaskIndex
 from p2pcompute.model.job import JobProgress, JobState, OnError, Outcome
 
 __all__ = (
-    "CancelAt", "CloseAt", "Completed", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
+    "CancelAt", "CloseAt", "Completed", "DataHeld", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
     "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "Located", "OpenAt", "PeerAccepted",
     "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "Refusal", "Reported", "SeekPeers", "Send", "Stalled",
     "TaskRetried",
@@ -114,6 +115,7 @@ class Dispatch:
             TasksDropped: self._tasks_dropped,
             JobFailed: self._job_failed,
             JobForgotten: self._job_forgotten,
+            DataHeld: self._data_held,
             Located: self._located,
             Tick: self._tick,
         }
@@ -227,6 +229,11 @@ class Dispatch:
         self._offering.to_peer(lender, now, out)
         self._filling.fill((lender,), now, out)
         self._look_again(now, out)
+
+    def _data_held(self, event: DataHeld, now: float, out: list[Effect]) -> None:
+        book = self._running(event.job)
+        if book is not None:
+            book.shared_bytes, book.held_bytes = event.shared_bytes, dict(event.held)
 
     def _located(self, event: Located, now: float, out: list[Effect]) -> None:
         self._roster.home = event.community

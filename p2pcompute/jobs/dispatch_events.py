@@ -136,6 +136,15 @@ class JobForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class DataHeld:
+    """The tasks of the job share `shared_bytes` of data, of which some peers have so many already. Replaces what was said before."""
+
+    job: JobId
+    shared_bytes: int
+    held: tuple[tuple[PeerId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """In which community this peer is, by the newest topology; None where none is known."""
 
@@ -162,6 +171,7 @@ Event = (
     | TasksDropped
     | JobFailed
     | JobForgotten
+    | DataHeld
     | Located
     | Tick
 )

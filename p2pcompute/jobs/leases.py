@@ -120,6 +120,9 @@ class JobBook:
         self.unmet = ""
         #: Bytes of arguments of known tasks that travel as blobs.
         self.blob_bytes = 0
+        #: Bytes that all tasks share, and how many of them peers have already.
+        self.shared_bytes = 0
+        self.held_bytes: dict[PeerId, int] = {}
         #: Seconds a task takes, over all peers.
         self.speed = Speed()
 
@@ -288,6 +291,7 @@ class JobBook:
         for kept in (self.again, self.fresh, self.leases, self.copies, self.batches, self.history, self.attempts):
             kept.clear()
         self.fractions.clear()
+        self.held_bytes.clear()
         self.shares.clear()
 
     def _settle(self, task: TaskIndex, winner: Held, done: Settling) -> None:

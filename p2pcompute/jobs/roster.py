@@ -272,9 +272,10 @@ def candidate(lender: Lender, share: Share | None, book: JobBook) -> Candidate:
     taken = max(lender.slots - lender.free_slots, lender.seats_taken if share is None else 0.0)
     load = taken / max(lender.slots, 1)
     fetch_s = 0.0
-    if book.blob_bytes and not lender.local:
-        # This peer holds the arguments: to all others they must travel.
-        fetch_s = task_bytes(book) * 8e-6 / (lender.facts.bandwidth_mbps or BANDWIDTH_UNKNOWN_MBPS)
+    if (book.blob_bytes or book.shared_bytes) and not lender.local:
+        # This peer holds all of it: to others it must travel, what tasks share once.
+        missing = task_bytes(book) + max(0, book.shared_bytes - book.held_bytes.get(lender.peer, 0))
+        fetch_s = missing * 8e-6 / (lender.facts.bandwidth_mbps or BANDWIDTH_UNKNOWN_MBPS)
     return Candidate(
         lender.peer,
         lender.rtt_s,

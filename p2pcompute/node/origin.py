@@ -26,7 +26,7 @@ from p2pcompute.model.errors import (
     ResultRefusedError,
     UsageError,
 )
-from p2pcompute.model.ids import REDUCE_BASE, JobId, PeerId, TaskIndex, format_job_id, short_peer_id
+from p2pcompute.model.ids import REDUCE_BASE, BlobId, JobId, PeerId, TaskIndex, format_job_id, short_peer_id
 from p2pcompute.model.job import (
     Aggregation,
     Attempt,
@@ -41,6 +41,7 @@ from p2pcompute.model.job import (
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.driver import Pump
+from p2pcompute.node.holders import ARGUMENT_BYTES_SCANNED, ARGUMENTS_SCANNED, PROGRAM_BYTES_SCANNED, Holders
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.origin_job import OriginJob
 from p2pcompute.node.supervise import Supervisor
@@ -98,6 +99,8 @@ class Origin:
         self._barred: dict[PeerId, None] = {}
         #: Told of them; the composition root sets it.
         self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
+        #: Knows who has what was put here; the composition root sets it.
+        self.holders = Holders(dict)
         #: Asked to link peers that such a job could use; the composition root sets it.
         self.seek: Callable[[JobOptions], None] = lambda options: None
         #: Every job that is open or was kept, oldest first.
@@ -141,6 +144,7 @@ class Origin:
         self.jobs[job] = OriginJob(request, stream, self._store, self._clock.monotonic())
         self._forget_old()
         self._pump.feed(dispatch.JobOpened(request.spec))
+        self._shares_data(self.jobs[job], [request.program], PROGRAM_BYTES_SCANNED)
         stream.on_listen = lambda: self._tell(self.jobs[job])
         reader = self._supervisor.task(f"inputs of {format_job_id(job)}", self._read_inputs(self.jobs[job], inputs))
         if reader is not None:
@@ -188,6 +192,8 @@ class Origin:
                     continue
                 assert room > 0
                 job.stream.inputs_read += len(batch)
+                if job.inputs < ARGUMENTS_SCANNED:
+                    self._shares_data(job, batch[: ARGUMENTS_SCANNED - job.inputs], ARGUMENT_BYTES_SCANNED)
                 added = job.add_inputs(batch)
                 self._pump.feed(dispatch.TasksAdded(name, added, job.blob_bytes(added)))
                 for index in sorted(job.dropped.intersection(added)):
@@ -229,6 +235,24 @@ class Origin:
         rank = facts.capability.score if facts.capability is not None else 0.0
         self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank, facts))
 
+    def sent_blob(self, peer: PeerId, blob: BlobId) -> None:
+        """`peer` is being sent a blob that it asked for."""
+        if self.holders.sent(peer, blob):
+            for job in self.jobs.values():
+                if job.end is None and blob in job.shared:
+                    self._tell_holders(job)
+
+    def _shares_data(self, job: OriginJob, encoded: Sequence[bytes], bytes_max: int) -> None:
+        """Note which data behind handles `encoded` parts of the job name."""
+        before = len(job.shared)
+        job.shared.update(self.holders.found_in(encoded, bytes_max))
+        if len(job.shared) > before:
+            self._tell_holders(job)
+
+    def _tell_holders(self, job: OriginJob) -> None:
+        shared_bytes = sum(job.shared.values())
+        self._pump.feed(dispatch.DataHeld(job.spec.job, shared_bytes, self.holders.held(job.shared)))
+
     def located(self, community: int | None) -> None:
         """This peer's community, by the newest topology."""
         self._pump.feed(dispatch.Located(community))
@@ -243,6 +267,7 @@ class Origin:
 
     def peer_gone(self, peer: PeerId, reason: str) -> None:
         """A peer that computed for us is not reachable any more."""
+        self.holders.gone(peer)
         if self._channels.pop(peer, None) is not None:
             self._pump.feed(dispatch.PeerGone(peer, reason))
 

@@ -45,6 +45,8 @@ class OriginJob:
         self._store = store
         #: Arguments of tasks that have not completed.
         self._arguments: dict[TaskIndex, Payload] = {}
+        #: Data behind handles that its program and first arguments name: sizes by digest.
+        self.shared: dict[BlobId, int] = {}
         #: Inputs so far: the number of the next leaf task.
         self.inputs = 0
         self.inputs_ended = False

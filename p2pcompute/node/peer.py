@@ -34,6 +34,7 @@ from p2pcompute.node.door import Door
 from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
+from p2pcompute.node.holders import Holders
 from p2pcompute.node.identity import NodeIdentity
 from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
 from p2pcompute.node.lender import Lender
@@ -207,6 +208,8 @@ class Peer(Door):
         to_lender.deliver = self.lender.message
         to_origin.deliver = self.origin.message
         self.origin.seek = self._seek
+        self.origin.holders = Holders(lambda: self.handles.sizes)
+        self.exchange.on_served = self.origin.sent_blob
         self._to_own_lender = to_lender
         self._offer_self()
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +170,21 @@ def test_cost_aware_uses_what_is_free_first(home: Path) -> None:
 
 
 async def calls(peer: Peer, count: int, options: JobOptions) -> Counter[str]:
+    """`calls_of` naps."""
+    return await calls_of(peer, count, jobs_module.naps, options)
+
+
+async def calls_of(peer: Peer, count: int, function: Callable[[int], Any], options: JobOptions) -> Counter[str]:
     """Who did how many of `count` single calls, one after the other, once every peer has the job behind them."""
 
     def session() -> JobProgress:
         return peer.origin.progress(next(reversed(peer._sessions.values())).job)
 
     for _ in range(6):  # peers accept a job one after the other
-        await peer.call(jobs_module.naps, (1,), None, options)
+        await peer.call(function, (1,), None, options)
     before = Counter(dict(session().done_by_peer))
     for _ in range(count):
-        await peer.call(jobs_module.naps, (1,), None, options)
+        await peer.call(function, (1,), None, options)
     done = Counter(dict(session().done_by_peer)) - before
     return Counter({peer.name_of(who): number for who, number in done.items()})
 
@@ -190,6 +195,20 @@ def test_round_robin_takes_turns(home: Path) -> None:
             assert await done_by(peers[0], 6, strategy="round_robin") == {"peer1": 2, "peer2": 2, "peer3": 2}
             spread = await calls(peers[0], 9, JobOptions(strategy="round_robin"))
             assert spread == {"peer1": 3, "peer2": 3, "peer3": 3}
+
+    run(body())
+
+
+def test_tasks_go_where_their_data_is(home: Path) -> None:
+    async def body() -> None:
+        async with peers_of(home, {"slots": 0}, {"slots": 2}, {"slots": 2}) as peers:
+            table = await peers[0].put({"numbers": bytes(40_000_000)})
+            entry = jobs_module.table_entry(table)
+            # One peer fetches the table; from then on it is asked first, whichever it was.
+            only = JobOptions(requirements={"name": "peer3"})  # type: ignore[arg-type]
+            assert await peers[0].call(entry, (7,), None, only) == 0
+            assert peers[0].origin.holders.held(dict.fromkeys(peers[0].handles.sizes, 1))[0][0] == peers[2].peer_id
+            assert await calls_of(peers[0], 6, entry, JobOptions(priority=4)) == {"peer3": 6}
 
     run(body())
 

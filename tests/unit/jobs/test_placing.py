@@ -550,6 +550,21 @@ def test_preferences_only_order() -> None:
     assert world.of(d.OpenAt) == [d.OpenAt(A, JOB)]
 
 
+def test_peers_that_have_what_tasks_share_come_first() -> None:
+    world = World()
+    for peer in (A, B):
+        world.feed(d.PeerUsable(peer, 0.0, False, 90.0 if peer == A else 40.0, Facts(bandwidth_mbps=100.0)))
+    world.job(1, expected_task_s=0.05)
+    assert world.of(d.OpenAt) == [d.OpenAt(A, JOB)]
+    options = options_of({"expected_task_s": 0.05})
+    other = JobId(b"k" * 12)
+    world.feed(d.JobOpened(JobSpec(other, "k", ProgramId(b"p" * 32), "m", Aggregation.NONE, None, options)))
+    world.feed(d.DataHeld(other, 10_000_000, ((B, 10_000_000),)))
+    world.feed(*(d.Granted(peer, 2) for peer in (A, B)), *(d.PeerAccepted(peer, other) for peer in (A, B)))
+    world.feed(d.TasksAdded(other, (TaskIndex(0),)))
+    assert list(world.sent()) == [B]
+
+
 def test_arguments_that_travel_as_blobs_stay_where_they_are() -> None:
     for size, first in ((0, A), (10_000_000, B)):
         world = World()
