@@ -64,8 +64,9 @@ from p2pcompute.jobs.offering import Offering
 from p2pcompute.jobs.placing import Placing
 from p2pcompute.jobs.roster import Lender, Roster, candidate, refusals
 from p2pcompute.jobs.shares import Share, ShareState
-from p2pcompute.jobs.strategies import Registry, Report
+from p2pcompute.jobs.strategies import Registry
 from p2pcompute.jobs.tally import progress_of
+from p2pcompute.jobs.teaching import teach
 from p2pcompute.model import limits
 from p2pcompute.model.ids import REDUCE_BASE, JobId, TaskIndex
 from p2pcompute.model.job import JobProgress, JobState, OnError, Outcome
@@ -174,7 +175,7 @@ class Dispatch:
         if book is None:
             return
         book.add(event.tasks)
-        book.blob_bytes += event.blob_bytes
+        book.placing.blob_bytes += event.blob_bytes
         book.asked = max(0, book.asked - sum(task < REDUCE_BASE for task in event.tasks))
         self._go_on(book, now, out, queued=True)
 
@@ -216,16 +217,18 @@ class Dispatch:
         self._judging.begin(now)
         lender = self._roster.lenders.get(event.peer)
         if lender is not None:
-            is_news = lender.facts != event.facts
+            is_news = lender.facts.is_suspect != event.facts.is_suspect
             lender.rtt_s, lender.local, lender.rank, lender.facts = event.rtt_s, event.local, event.rank, event.facts
             for share in lender.shares.values():
                 share.rtt_s = event.rtt_s
+            # Other jobs only wonder whether it lives; figures they read when they next order peers.
             if not is_news and not any(book.placing.is_gated for book in self._roster.running):
                 return
         else:
             lender = self._roster.lenders[event.peer] = Lender(event)
         for book in self._roster.running:
-            book.placing.look_at(candidate(lender, book.shares.get(event.peer), book))
+            if book.spec.options.requirements:
+                book.placing.look_at(candidate(lender, book.shares.get(event.peer), book))
         self._offering.to_peer(lender, now, out)
         self._filling.fill((lender,), now, out)
         self._look_again(now, out)
@@ -233,7 +236,7 @@ class Dispatch:
     def _data_held(self, event: DataHeld, now: float, out: list[Effect]) -> None:
         book = self._running(event.job)
         if book is not None:
-            book.shared_bytes, book.held_bytes = event.shared_bytes, dict(event.held)
+            book.placing.shared_bytes, book.placing.held_bytes = event.shared_bytes, dict(event.held)
 
     def _located(self, event: Located, now: float, out: list[Effect]) -> None:
         self._roster.home = event.community
@@ -344,10 +347,8 @@ class Dispatch:
         settling = book.take_reports(share, event.reports)
         lender = self._roster.lenders[event.peer]
         lender.done += len(settling.completed)
-        if settling.retried or settling.given_up:
-            lender.died += len(settling.retried) + len(settling.given_up)
-        if share.is_gated or book.placing.strategy.learns:
-            self._taught(book, share, event, settling, now)
+        if share.is_watched or settling.retried or settling.given_up:
+            teach(self._roster, share, event, settling, now)
         if settling.returned:
             share.paused = True
             share.pause_s = openings.returned_pause_s(share.pause_s)
@@ -362,21 +363,6 @@ class Dispatch:
             return
         self._settled(book, settling, now, out)
         self._filling.fill((lender,), now, out)
-
-    def _taught(self, book: JobBook, share: Share, event: Reported, settling: Settling, now: float) -> None:
-        """Pay for a batch of attempts, and tell a strategy that learns how they ended."""
-        lender, placing = self._roster.lenders[event.peer], book.placing
-        wall_s = sum(report.wall_s for report in event.reports)
-        if placing.purse is not None:
-            placing.purse.pay(lender.facts.cost_per_hour, wall_s)
-        if placing.strategy.learns:
-            returned = sum(report.outcome is Outcome.RETURNED for report, _ in settling.completed)
-            died = len(settling.retried) + len(settling.given_up)
-            placing.learn(
-                candidate(lender, share, book),
-                self._roster.situation(book, now),
-                Report(returned, len(settling.completed) - returned, died, wall_s),
-            )
 
     def _progressed(self, event: Progressed, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -435,7 +421,7 @@ class Dispatch:
                 self._offering.for_waiting(book, now, out)
         self._filling.want_inputs(book, out)
         self._filling.watch(book, now)
-        if book.placing.is_gated or book.placing.has_failed:
+        if book.is_choosy or book.placing.has_failed:
             self._look_for_peers(book, now, out)
 
     def _end(

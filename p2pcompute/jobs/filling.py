@@ -93,9 +93,9 @@ class Filling:
             out=share.out,
             waiting=min(book.waiting, limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held),
         )
-        if book.placing.purse is not None:
+        if share.is_gated:
             count = min(count, self._roster.tasks_payable(lender, share, book, now))
-        return min(count, self._even_part(share, now)) if book.placing.strategy.spreads else count
+        return min(count, self._even_part(share, now)) if share.is_spread else count
 
     def _even_part(self, share: Share, now: float) -> int:
         """How many more tasks the peer may have while others with less have free slots, where the strategy spreads them."""

@@ -54,12 +54,12 @@ class Judging:
         if not placing.is_gated:
             return None
         if book.leases or (len(book.known) and not book.waiting):
-            book.unmet = ""
+            book.placing.unmet = ""
             return None
         verdict = self._what_stands_in_the_way(book, now)
         alarm: Alarm = ("unmet", book.spec.job, None)
         if verdict is None:
-            book.unmet = ""
+            book.placing.unmet = ""
             self._roster.timers.clear(alarm)
             return None
         cause, text = verdict
@@ -69,8 +69,8 @@ class Judging:
         if alarm not in self._roster.timers:
             self._roster.timers.set(alarm, now + SEEK_AGAIN_S if waits else self._began + SETTLING_S)
             out.append(SeekPeers(book.spec.job))
-        if book.unmet != text:
-            book.unmet = text
+        if book.placing.unmet != text:
+            book.placing.unmet = text
             book.stalled = True
             out.append(Stalled(book.spec.job, text))
         return None

@@ -70,6 +70,8 @@ class JobBook:
         self.spec = spec
         #: Chooses among peers.
         self.placing = placing
+        #: Whether it may leave out peers that could run it (`Placing.is_gated`).
+        self.is_choosy = placing.is_gated
         #: Number of the job at this origin; orders jobs by age.
         self.serial = serial
         #: When it was opened.
@@ -116,13 +118,6 @@ class JobBook:
         self.asked = 0
         #: `Stalled` was said and is still true.
         self.stalled = False
-        #: Why no peer may run it at present though some are usable, in words; empty where one may.
-        self.unmet = ""
-        #: Bytes of arguments of known tasks that travel as blobs.
-        self.blob_bytes = 0
-        #: Bytes that all tasks share, and how many of them peers have already.
-        self.shared_bytes = 0
-        self.held_bytes: dict[PeerId, int] = {}
         #: Seconds a task takes, over all peers.
         self.speed = Speed()
 
@@ -287,11 +282,9 @@ class JobBook:
         self.state = state
         self.ended_at = now
         self.stalled = False
-        self.unmet = ""
         for kept in (self.again, self.fresh, self.leases, self.copies, self.batches, self.history, self.attempts):
             kept.clear()
         self.fractions.clear()
-        self.held_bytes.clear()
         self.shares.clear()
 
     def _settle(self, task: TaskIndex, winner: Held, done: Settling) -> None:

@@ -36,6 +36,13 @@ class Placing:
         self.purse = None if options.budget is None else Purse(options.budget.max_cost)
         #: Whether single peers may be barred from it for a time; spares all other jobs the question.
         self.is_gated = bool(options.requirements) or self.purse is not None or self.strategy.holds_back
+        #: Why no peer may run the job at present though some are usable, in words; empty where one may.
+        self.unmet = ""
+        #: Bytes of arguments of known tasks that travel as blobs.
+        self.blob_bytes = 0
+        #: Bytes that all tasks share, and how many of them peers have already.
+        self.shared_bytes = 0
+        self.held_bytes: dict[PeerId, int] = {}
         #: Why the fallback orders peers, or nobody can, in words; empty while the strategy does.
         self.trouble = ""
         #: What of that was told.

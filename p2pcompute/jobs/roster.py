@@ -234,8 +234,8 @@ class Roster:
 
     def message(self, book: JobBook) -> str:
         """Why nobody runs the job at present, in words; empty where somebody may."""
-        if book.unmet:
-            return book.unmet
+        if book.placing.unmet:
+            return book.placing.unmet
         if any(self.slots_at(share.peer) for share in book.shares.values() if share.state is not ShareState.REFUSED):
             return ""
         if not self.lenders:
@@ -262,7 +262,7 @@ class Roster:
 
 def task_bytes(book: JobBook) -> float:
     """Mean bytes of a task's arguments that travel as blobs."""
-    return book.blob_bytes / max(len(book.known), 1) if book.blob_bytes else 0.0
+    return book.placing.blob_bytes / max(len(book.known), 1) if book.placing.blob_bytes else 0.0
 
 
 def candidate(lender: Lender, share: Share | None, book: JobBook) -> Candidate:
@@ -272,9 +272,9 @@ def candidate(lender: Lender, share: Share | None, book: JobBook) -> Candidate:
     taken = max(lender.slots - lender.free_slots, lender.seats_taken if share is None else 0.0)
     load = taken / max(lender.slots, 1)
     fetch_s = 0.0
-    if (book.blob_bytes or book.shared_bytes) and not lender.local:
+    if (book.placing.blob_bytes or book.placing.shared_bytes) and not lender.local:
         # This peer holds all of it: to others it must travel, what tasks share once.
-        missing = task_bytes(book) + max(0, book.shared_bytes - book.held_bytes.get(lender.peer, 0))
+        missing = task_bytes(book) + max(0, book.placing.shared_bytes - book.placing.held_bytes.get(lender.peer, 0))
         fetch_s = missing * 8e-6 / (lender.facts.bandwidth_mbps or BANDWIDTH_UNKNOWN_MBPS)
     return Candidate(
         lender.peer,

@@ -31,6 +31,8 @@ class Share:
     __slots__ = (
         "batch",
         "is_gated",
+        "is_spread",
+        "is_watched",
         "job",
         "opened_at",
         "out",
@@ -77,6 +79,10 @@ class Share:
         self.turn = 0
         #: Whether the job must be asked each time if it may use this peer (`Placing.is_gated`).
         self.is_gated = job.placing.is_gated
+        #: Whether the job's strategy gives few tasks to all peers evenly.
+        self.is_spread = job.placing.strategy.spreads
+        #: Whether money or a strategy depends on what comes back.
+        self.is_watched = self.is_gated or job.placing.strategy.learns
 
     @property
     def depth(self) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,21 +170,16 @@ def test_cost_aware_uses_what_is_free_first(home: Path) -> None:
 
 
 async def calls(peer: Peer, count: int, options: JobOptions) -> Counter[str]:
-    """`calls_of` naps."""
-    return await calls_of(peer, count, jobs_module.naps, options)
-
-
-async def calls_of(peer: Peer, count: int, function: Callable[[int], Any], options: JobOptions) -> Counter[str]:
     """Who did how many of `count` single calls, one after the other, once every peer has the job behind them."""
 
     def session() -> JobProgress:
         return peer.origin.progress(next(reversed(peer._sessions.values())).job)
 
     for _ in range(6):  # peers accept a job one after the other
-        await peer.call(function, (1,), None, options)
+        await peer.call(jobs_module.naps, (1,), None, options)
     before = Counter(dict(session().done_by_peer))
     for _ in range(count):
-        await peer.call(function, (1,), None, options)
+        await peer.call(jobs_module.naps, (1,), None, options)
     done = Counter(dict(session().done_by_peer)) - before
     return Counter({peer.name_of(who): number for who, number in done.items()})
 
@@ -199,16 +194,20 @@ def test_round_robin_takes_turns(home: Path) -> None:
     run(body())
 
 
-def test_tasks_go_where_their_data_is(home: Path) -> None:
+def test_it_is_known_which_peers_have_the_data_of_a_job(home: Path) -> None:
+    """That they then come first, `tests/unit/jobs/test_placing.py` shows."""
+
     async def body() -> None:
-        async with peers_of(home, {"slots": 0}, {"slots": 2}, {"slots": 2}) as peers:
-            table = await peers[0].put({"numbers": bytes(40_000_000)})
+        async with peers_of(home, {"slots": 0}, {}, {}) as peers:
+            table = await peers[0].put({"numbers": bytes(1_000_000)})
             entry = jobs_module.table_entry(table)
-            # One peer fetches the table; from then on it is asked first, whichever it was.
-            only = JobOptions(requirements={"name": "peer3"})  # type: ignore[arg-type]
-            assert await peers[0].call(entry, (7,), None, only) == 0
-            assert peers[0].origin.holders.held(dict.fromkeys(peers[0].handles.sizes, 1))[0][0] == peers[2].peer_id
-            assert await calls_of(peers[0], 6, entry, JobOptions(priority=4)) == {"peer3": 6}
+            books = peers[0].origin._machine._jobs
+            for name, holders in (("peer3", peers[2:]), ("peer2", peers[1:])):
+                only = JobOptions(requirements={"name": name})  # type: ignore[arg-type]
+                assert await peers[0].call(entry, (7,), None, only) == 0
+                book = list(books.values())[-1]
+                assert book.placing.shared_bytes == table.size_bytes
+                assert book.placing.held_bytes == {peer.peer_id: table.size_bytes for peer in holders}
 
     run(body())
 
