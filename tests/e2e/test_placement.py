@@ -96,6 +96,11 @@ def test_a_requirement_that_nobody_meets_names_the_nearest_peer(home: Path, monk
                 NoAvailableNodesError, match=r"the nearest is peer2 \(\w{8}\), which lacks gpu_count >= 64"
             ):
                 await done_by(peers[0], requirements={"gpu_count": ">=64", "labels": "zone=lab"})
+            # Single calls too, also those that fail as soon as they are made.
+            options = JobOptions(requirements={"gpu_count": 64})  # type: ignore[arg-type]
+            for _ in range(3):
+                with pytest.raises(NoAvailableNodesError, match="no peer has gpu_count >= 64"):
+                    await peers[0].call(jobs_module.scaled, (2,), None, options)
             # What was refused harms nothing.
             assert sum((await done_by(peers[0])).values()) == 12
 
