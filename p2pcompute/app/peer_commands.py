@@ -74,7 +74,13 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
     help="Relay for peers that nobody can dial, where this one can be (default: yes).",
 )
 @click.option("--timing", metavar="NAME", help="Pace of gossip: auto, lan, wan or test (auto).")
-@click.option("--label", "labels", metavar="TEXT", multiple=True, help="Label of this peer; may be repeated.")
+@click.option(
+    "--label", "labels", metavar="TEXT", multiple=True, help="Label of this peer, such as zone=lab; may be repeated."
+)
+@click.option("--cost-per-hour", metavar="PRICE", help="What an hour of one task costs here (0); submitters see it.")
+@click.option(
+    "--tier", "performance_tier", metavar="NAME", help="What you promise: basic, standard or premium (standard)."
+)
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How log lines look.")
 @json_option
@@ -213,7 +219,9 @@ async def _down(settings: Settings, wanted: str | None, every: bool) -> list[str
 )
 @peer_option
 @click.option(
-    "--wide", is_flag=True, help="Show why each path, reach, roles, platform, addresses, errors and whole ids too."
+    "--wide",
+    is_flag=True,
+    help="Show why each path, reach, labels, prices, roles, platform, addresses, errors and whole ids.",
 )
 @click.option("--watch", is_flag=True, help="Go on and print a line for every change, until Ctrl-C.")
 @json_option

@@ -149,6 +149,9 @@ def peer_columns(*, wide: bool = False) -> list[Column]:
         columns += [
             ("why this path", lambda row: str(row.get("path_why") or "-"), "left"),
             ("reach", _reach, "left"),
+            ("labels", lambda row: ", ".join(row.get("labels") or []) or "-", "left"),
+            ("cost/h", lambda row: number(row.get("cost_per_hour"), 2), "right"),
+            ("tier", lambda row: str(row.get("performance_tier") or "-"), "left"),
             ("roles", lambda row: ", ".join(row["roles"]) or "-", "left"),
             ("platform", lambda row: str(row["platform"]), "left"),
             ("version", lambda row: str(row["version"]), "left"),

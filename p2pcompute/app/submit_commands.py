@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from p2pcompute.app.common import Command, Settings, json_option, note, peer_option, run_async, settings_of, usage
+from p2pcompute.app.placement_options import placement_options
 from p2pcompute.app.program_file import KINDS, file_inputs, function_of, json_arguments, json_lines, load_program
 from p2pcompute.app.progress import Progress
 from p2pcompute.app.render import plain, print_json_line, printable, result_text
@@ -60,6 +61,31 @@ def _job_options(command: F) -> F:
                 show_default=True,
                 help="End the job when a task fails, or leave its input out.",
             ),
+            click.option("--strategy", metavar="NAME", help="Who is given work first; default hlig (see the README)."),
+            click.option("--fallback", metavar="NAME", help="Strategy to use where the first fails or leaves nobody."),
+            click.option("--task-type", metavar="TYPE", help="compute (default), network, memory or mixed."),
+            click.option(
+                "--require",
+                "requirements",
+                metavar="EXPR",
+                multiple=True,
+                help="What a peer must have, such as 'gpu_memory>=16GB'; may be repeated.",
+            ),
+            click.option(
+                "--label", "labels", metavar="TEXT", multiple=True, help="Only peers with this label; may be repeated."
+            ),
+            click.option(
+                "--prefer",
+                "preferences",
+                metavar="WISH",
+                multiple=True,
+                help="local, max_latency=100ms or cost_limit=10; other peers come last; may be repeated.",
+            ),
+            click.option(
+                "--max-cost", type=float, metavar="SUM", help="What the whole job may cost at the peers' prices."
+            ),
+            click.option("--task-seconds", type=float, metavar="S", help="How long a task takes, if you know."),
+            click.option("--wait", "waits", is_flag=True, help="Wait where no peer meets the requirements."),
             click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write results to FILE."),
             peer_option,
             json_option,
@@ -203,6 +229,7 @@ def _run(
 
 def _options_of(given: dict[str, Any]) -> JobOptions:
     from p2pcompute.node.config import parse_size
+    from p2pcompute.node.door import options_named
 
     chosen: dict[str, Any] = {
         "timeout_s": given["timeout"],
@@ -215,8 +242,9 @@ def _options_of(given: dict[str, Any]) -> JobOptions:
             chosen["memory_bytes"] = parse_size(given["memory"])
         except ValueError as error:
             usage(f"--memory is {given['memory']!r}: {error}")
-    return JobOptions(
-        on_error=OnError(given["on_error"]), **{name: value for name, value in chosen.items() if value is not None}
+    chosen |= placement_options(given)
+    return options_named(
+        {"on_error": given["on_error"]} | {name: value for name, value in chosen.items() if value is not None}
     )
 
 

@@ -7,6 +7,8 @@ One machine for all jobs of an origin. Rules:
 - Late binding: a task waits here until a slot is free for it, and whoever is free first gets it; near the end batches
   shrink (`credit.tail_depth`) and late tasks run a second time elsewhere (`speculation.py`).
 - Each task is settled exactly once (`leases.py`), whatever arrives late, double or from the dead.
+- Who may be given work, and who first, is each job's own choice (`placing.py`, `strategies/`); a job that nobody may run ends with the
+  reason, or waits (`judging.py`).
 - What died with its worker, peer or link is tried elsewhere first, then given up (`retries.py`).
 
 It refuses to know payloads, links, addresses and clocks: it deals in numbers of tasks, and time is what it is told.
@@ -23,10 +25,12 @@ from p2pcompute.jobs.dispatch_events import (
     CancelAt,
     CloseAt,
     Completed,
+    DataHeld,
     Discarded,
     Effect,
     EndCause,
     Event,
+    FellBack,
     GivenUp,
     Granted,
     InputsEnded,
@@ -35,6 +39,7 @@ from p2pcompute.jobs.dispatch_events import (
     JobFailed,
     JobForgotten,
     JobOpened,
+    Located,
     OpenAt,
     PeerAccepted,
     PeerGone,
@@ -43,6 +48,7 @@ from p2pcompute.jobs.dispatch_events import (
     Progressed,
     Refusal,
     Reported,
+    SeekPeers,
     Send,
     Stalled,
     TaskRetried,
@@ -52,28 +58,34 @@ from p2pcompute.jobs.dispatch_events import (
     WantInputs,
 )
 from p2pcompute.jobs.filling import Filling
+from p2pcompute.jobs.judging import Judging
 from p2pcompute.jobs.leases import JobBook, Settling
 from p2pcompute.jobs.offering import Offering
-from p2pcompute.jobs.plan import Plan, fastest_first
-from p2pcompute.jobs.roster import Lender, Roster, refusals
+from p2pcompute.jobs.placing import Placing
+from p2pcompute.jobs.roster import Lender, Roster, candidate, refusals
 from p2pcompute.jobs.shares import Share, ShareState
+from p2pcompute.jobs.strategies import Registry
 from p2pcompute.jobs.tally import progress_of
+from p2pcompute.jobs.teaching import teach
 from p2pcompute.model import limits
 from p2pcompute.model.ids import REDUCE_BASE, JobId, TaskIndex
 from p2pcompute.model.job import JobProgress, JobState, OnError, Outcome
 
 __all__ = (
-    "CancelAt", "CloseAt", "Completed", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "GivenUp", "Granted",
-    "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "OpenAt", "PeerAccepted",
-    "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "Refusal", "Reported", "Send", "Stalled", "TaskRetried",
+    "CancelAt", "CloseAt", "Completed", "DataHeld", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
+    "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "Located", "OpenAt", "PeerAccepted",
+    "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "Refusal", "Reported", "SeekPeers", "Send", "Stalled",
+    "TaskRetried",
     "TasksAdded", "TasksDropped", "Tick", "WantInputs",
 )  # fmt: skip
 
 
 class Dispatch:
-    """All jobs of this origin. `plan` orders peers for a job."""
+    """All jobs of this origin. `registry` makes their strategies."""
 
-    def __init__(self, plan: Plan = fastest_first) -> None:
+    def __init__(self, registry: Registry | None = None) -> None:
+        #: Makes the strategy of each job.
+        self._registry = registry or Registry()
         #: Running jobs, and the newest of those that ended.
         self._jobs: dict[JobId, JobBook] = {}
         #: Ended jobs that are kept for `progress`, oldest first; at most `limits.ENDED_JOBS_KEPT`.
@@ -81,11 +93,13 @@ class Dispatch:
         #: Serial of the next job.
         self._next_serial = 1
         #: Usable peers, running jobs, alarms.
-        self._roster = Roster(plan)
+        self._roster = Roster()
         #: Decides where jobs are open.
         self._offering = Offering(self._roster)
         #: Decides who is sent what.
         self._filling = Filling(self._roster)
+        #: Says when a job cannot go on for want of a peer.
+        self._judging = Judging(self._roster)
         #: What is done about each event.
         self._handlers: dict[type, Callable[[Any, float, list[Effect]], None]] = {
             JobOpened: self._job_opened,
@@ -102,6 +116,8 @@ class Dispatch:
             TasksDropped: self._tasks_dropped,
             JobFailed: self._job_failed,
             JobForgotten: self._job_forgotten,
+            DataHeld: self._data_held,
+            Located: self._located,
             Tick: self._tick,
         }
 
@@ -135,9 +151,10 @@ class Dispatch:
 
     def _job_opened(self, event: JobOpened, now: float, out: list[Effect]) -> None:
         spec = event.spec
+        self._judging.begin(now)
         if spec.job in self._jobs:
             return
-        book = self._jobs[spec.job] = JobBook(spec, self._next_serial, now)
+        book = self._jobs[spec.job] = JobBook(spec, self._next_serial, now, Placing(spec.options, self._registry))
         self._next_serial += 1
         self._roster.enter(book)
         if len(self._roster.running) > limits.JOBS_OPEN_MAX:
@@ -146,6 +163,9 @@ class Dispatch:
             return
         if spec.options.job_timeout_s is not None:
             self._roster.timers.set(("job", spec.job, None), now + spec.options.job_timeout_s)
+        if spec.options.requirements:
+            for lender in self._roster.lenders.values():
+                book.placing.look_at(candidate(lender, None, book))
         self._offering.to_more_peers(book, now, out)
         self._filling.want_inputs(book, out)
         self._look_for_peers(book, now, out)
@@ -155,6 +175,7 @@ class Dispatch:
         if book is None:
             return
         book.add(event.tasks)
+        book.placing.blob_bytes += event.blob_bytes
         book.asked = max(0, book.asked - sum(task < REDUCE_BASE for task in event.tasks))
         self._go_on(book, now, out, queued=True)
 
@@ -193,20 +214,40 @@ class Dispatch:
     # --- peers --------------------------------------------------------------------------------------------------------
 
     def _peer_usable(self, event: PeerUsable, now: float, out: list[Effect]) -> None:
+        self._judging.begin(now)
         lender = self._roster.lenders.get(event.peer)
         if lender is not None:
-            lender.rtt_s, lender.local, lender.rank = event.rtt_s, event.local, event.rank
+            is_news = lender.facts.is_suspect != event.facts.is_suspect
+            lender.rtt_s, lender.local, lender.rank, lender.facts = event.rtt_s, event.local, event.rank, event.facts
             for share in lender.shares.values():
                 share.rtt_s = event.rtt_s
-            return
-        lender = self._roster.lenders[event.peer] = Lender(event)
+            # Other jobs only wonder whether it lives; figures they read when they next order peers.
+            if not is_news and not any(book.placing.is_gated for book in self._roster.running):
+                return
+        else:
+            lender = self._roster.lenders[event.peer] = Lender(event)
+        for book in self._roster.running:
+            if book.spec.options.requirements:
+                book.placing.look_at(candidate(lender, book.shares.get(event.peer), book))
         self._offering.to_peer(lender, now, out)
+        self._filling.fill((lender,), now, out)
+        self._look_again(now, out)
+
+    def _data_held(self, event: DataHeld, now: float, out: list[Effect]) -> None:
+        book = self._running(event.job)
+        if book is not None:
+            book.placing.shared_bytes, book.placing.held_bytes = event.shared_bytes, dict(event.held)
+
+    def _located(self, event: Located, now: float, out: list[Effect]) -> None:
+        self._roster.home = event.community
 
     def _peer_gone(self, event: PeerGone, now: float, out: list[Effect]) -> None:
         lender = self._roster.lenders.pop(event.peer, None)
         if lender is None:
             return
         lost: list[tuple[JobBook, Settling]] = []
+        for book in self._roster.running:
+            book.placing.forget(event.peer)
         for share in lender.shares.values():
             book = share.job
             lost.append((book, book.lose_share(share, Outcome.PEER_LOST, event.reason, now)))
@@ -219,6 +260,7 @@ class Dispatch:
             if book.state is JobState.RUNNING:
                 self._offering.to_more_peers(book, now, out)
             self._look_for_peers(book, now, out)
+        self._look_again(now, out)
 
     def _peer_accepted(self, event: PeerAccepted, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -227,7 +269,10 @@ class Dispatch:
         share.state = ShareState.READY
         share.refusals = 0
         self._filling.fill((self._roster.lenders[event.peer],), now, out)
+        if share.job.placing.strategy.spreads:
+            self._filling.fill_job(share.job, now, out)
         self._offering.for_waiting(share.job, now, out)
+        self._look_for_peers(share.job, now, out)
 
     def _peer_refused(self, event: PeerRefused, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -247,6 +292,7 @@ class Dispatch:
                 self._offering.to_more_peers(share.job, now, out)
                 self._filling.fill_job(share.job, now, out)
         self._filling.fill((lender,), now, out)
+        self._look_again(now, out)
 
     def _refused(self, share: Share, reason: str, text: str, now: float, out: list[Effect]) -> None:
         """A job does not run at this peer: take its tasks back and look further."""
@@ -258,9 +304,26 @@ class Dispatch:
         self._look_for_peers(book, now, out)
         self._offering.to_peer(self._roster.lenders[share.peer], now, out)
 
+    def _look_again(self, now: float, out: list[Effect]) -> None:
+        """What is known of peers has changed: jobs that are choosy may use others than before, or none any more."""
+        for book in [book for book in self._roster.running if book.placing.is_gated]:
+            self._go_further(book, now, out)
+
+    def _go_further(self, book: JobBook, now: float, out: list[Effect]) -> None:
+        self._offering.to_more_peers(book, now, out)
+        if book.waiting:
+            self._filling.fill_job(book, now, out)
+        self._look_for_peers(book, now, out)
+
     def _look_for_peers(self, book: JobBook, now: float, out: list[Effect]) -> None:
         """End a job that everybody refused for good; say so once when nobody can run it at present."""
-        if book.state is not JobState.RUNNING or not self._offering.nobody_left(book):
+        if book.state is not JobState.RUNNING:
+            return
+        verdict = self._judging.judge(book, now, out)
+        if verdict is not None:
+            self._end(book, now, out, JobState.FAILED, *verdict)
+            return
+        if not self._offering.nobody_left(book):
             return
         refused = refusals(book)
         if openings.is_hopeless(refused):
@@ -282,6 +345,10 @@ class Dispatch:
                 out.append(Discarded(event.job, late))
             return
         settling = book.take_reports(share, event.reports)
+        lender = self._roster.lenders[event.peer]
+        lender.done += len(settling.completed)
+        if share.is_watched or settling.retried or settling.given_up:
+            teach(self._roster, share, event, settling, now)
         if settling.returned:
             share.paused = True
             share.pause_s = openings.returned_pause_s(share.pause_s)
@@ -295,9 +362,7 @@ class Dispatch:
                 self._refused(share, "cannot-run", settling.cannot_run, now, out)
             return
         self._settled(book, settling, now, out)
-        lender = self._roster.lenders.get(event.peer)
-        if lender is not None:
-            self._filling.fill((lender,), now, out)
+        self._filling.fill((lender,), now, out)
 
     def _progressed(self, event: Progressed, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -356,6 +421,8 @@ class Dispatch:
                 self._offering.for_waiting(book, now, out)
         self._filling.want_inputs(book, out)
         self._filling.watch(book, now)
+        if book.is_choosy or book.placing.has_failed:
+            self._look_for_peers(book, now, out)
 
     def _end(
         self,
@@ -392,6 +459,8 @@ class Dispatch:
                 self._end(book, now, out, JobState.FAILED, EndCause.JOB_TIMEOUT, reason)
             elif kind == "late":
                 self._filling.copy_late(book, now, out)
+            elif kind == "unmet":
+                self._go_further(book, now, out)
             elif peer is not None and peer in book.shares:
                 self._share_alarm(book.shares[peer], now, out)
 
@@ -402,8 +471,7 @@ class Dispatch:
         share.paused = False
         # The peer was silent for too long, or granted nothing: others may be needed, and tasks that waited for this one
         # may run where they failed before.
-        self._offering.to_more_peers(share.job, now, out)
-        self._filling.fill_job(share.job, now, out)
+        self._go_further(share.job, now, out)
 
     def _running(self, job: JobId) -> JobBook | None:
         book = self._jobs.get(job)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from p2pcompute.jobs.plan import NOTHING_KNOWN, Facts
 from p2pcompute.model.ids import JobId, PeerId, TaskIndex
 from p2pcompute.model.job import Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
 
@@ -24,10 +25,14 @@ class JobOpened:
 
 @dataclass(frozen=True, slots=True)
 class TasksAdded:
-    """Inputs were read, or reductions are ready to run. A number that was added before is passed over."""
+    """Inputs were read, or reductions are ready to run. A number that was added before is passed over.
+
+    `blob_bytes`: what of their arguments, all together, travels as blobs.
+    """
 
     job: JobId
     tasks: tuple[TaskIndex, ...]
+    blob_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class PeerUsable:
     rtt_s: float
     local: bool
     rank: float
+    facts: Facts = NOTHING_KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,22 @@ class JobForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class DataHeld:
+    """The tasks of the job share `shared_bytes` of data, of which some peers have so many already. Replaces what was said before."""
+
+    job: JobId
+    shared_bytes: int
+    held: tuple[tuple[PeerId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """In which community this peer is, by the newest topology; None where none is known."""
+
+    community: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` named has come. One too many does nothing."""
 
@@ -149,6 +171,8 @@ Event = (
     | TasksDropped
     | JobFailed
     | JobForgotten
+    | DataHeld
+    | Located
     | Tick
 )
 
@@ -249,6 +273,14 @@ class EndCause(enum.StrEnum):
     SHELL = "shell"
     #: `limits.JOBS_OPEN_MAX` jobs are open.
     BUSY = "busy"
+    #: No peer meets what the job requires, or its strategy leaves out all of them.
+    UNMET = "unmet"
+    #: Those that do are suspected to be down.
+    UNHEALTHY = "unhealthy"
+    #: The budget does not pay for what is left.
+    BUDGET = "budget"
+    #: The strategy failed, and there is no fallback.
+    STRATEGY = "strategy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +313,33 @@ class Stalled:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class SeekPeers:
+    """No usable peer may run the job; one that meets its requirements may be known but not linked."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """The strategy of the job failed or left out everybody, and its fallback orders peers instead. Said once a reason."""
+
+    job: JobId
+    text: str
+
+
 Effect = (
-    OpenAt | Send | CancelAt | CloseAt | Completed | Discarded | GivenUp | TaskRetried | WantInputs | JobEnded | Stalled
+    OpenAt
+    | Send
+    | CancelAt
+    | CloseAt
+    | Completed
+    | Discarded
+    | GivenUp
+    | TaskRetried
+    | WantInputs
+    | JobEnded
+    | Stalled
+    | SeekPeers
+    | FellBack
 )

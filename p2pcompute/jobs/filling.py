@@ -34,7 +34,12 @@ class Filling:
 
     def fill_job(self, book: JobBook, now: float, out: list[Effect]) -> None:
         """Send waiting tasks to all peers that have the job."""
-        self.fill(self._roster.planned(book.shares.values()), now, out)
+        before = -1
+        while book.waiting != before:
+            before = book.waiting
+            self.fill(self._roster.planned(book, book.shares.values(), now), now, out)
+            if not book.placing.strategy.spreads or not book.waiting:
+                return
 
     def want_inputs(self, book: JobBook, out: list[Effect]) -> None:
         """Ask for inputs where the queue runs low: few large requests rather than many small ones."""
@@ -47,10 +52,14 @@ class Filling:
 
     def _fill_once(self, lender: Lender, now: float, out: list[Effect]) -> bool:
         """Give each waiting job its part of the free slots; whether another round may find room."""
+        suspect = lender.facts.is_suspect
         ready = [
             share
             for job in self._roster.waiting
-            if (share := lender.shares.get(job)) is not None and share.state is ShareState.READY and not share.paused
+            if (share := lender.shares.get(job)) is not None
+            and share.state is ShareState.READY
+            and not share.paused
+            and not ((share.is_gated or suspect) and self._roster.is_barred(share, now))
         ]
         if len(ready) > 1:
             ready.sort(key=lambda share: (-share.job.spec.options.priority, share.load, share.job.serial))
@@ -63,20 +72,20 @@ class Filling:
             rivals = sum(other.job.spec.options.priority == priority for other in ready[number:])
             # At least one task's worth, or a job of long tasks would never get a slot beside one of short tasks.
             part = min(free, max(free / rivals, 1 / share.depth))
-            count = self._tasks_to_send(lender, share, part)
+            count = self._tasks_to_send(lender, share, part, now)
             if count == 0 and free * share.depth < 1:
                 return False  # nobody behind this job may take what it is waiting for
             if count and self._send(lender, share, count, now, out):
                 sent = True
         return sent and len(ready) > 1
 
-    def _tasks_to_send(self, lender: Lender, share: Share, free_slots: float) -> int:
+    def _tasks_to_send(self, lender: Lender, share: Share, free_slots: float, now: float) -> int:
         book = share.job
         if not credit.worth_a_look(free_slots=free_slots, depth=share.depth, out=share.out, waiting=book.waiting):
             return 0
         # While more inputs wait than all peers hold, no end is in sight, and counting slots would be for nothing.
         near_end = book.waiting < limits.INPUTS_AHEAD // 2
-        return credit.tasks_to_send(
+        count = credit.tasks_to_send(
             free_slots=free_slots,
             slots=lender.slots,
             depth=share.depth,
@@ -84,12 +93,25 @@ class Filling:
             out=share.out,
             waiting=min(book.waiting, limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held),
         )
+        if share.is_gated:
+            count = min(count, self._roster.tasks_payable(lender, share, book, now))
+        return min(count, self._even_part(share, now)) if share.is_spread else count
+
+    def _even_part(self, share: Share, now: float) -> int:
+        """How many more tasks the peer may have while others with less have free slots, where the strategy spreads them."""
+        book = share.job
+        open_ = [other for other in book.shares.values() if self._roster.may_run(other, now)]
+        if not any(other.out <= share.out and self._roster.is_hungry(other) for other in open_ if other is not share):
+            return limits.TASKS_QUEUED_PER_ORIGIN_MAX
+        even = -(-(book.waiting + len(book.leases)) // max(len(open_), 1))
+        return max(0, even - share.out)
 
     def _send(self, lender: Lender, share: Share, count: int, now: float, out: list[Effect]) -> bool:
         book = share.job
         leases = book.lease(share, count, now, lambda task: self._has_other(share, task, now))
         if not leases:
             return False
+        share.turn = book.next_batch
         out.extend(_sends(lender.peer, book, leases))
         if not book.waiting:
             del self._roster.waiting[book.spec.job]
@@ -132,8 +154,12 @@ class Filling:
             self._roster.timers.set(("late", book.spec.job, None), next_at)
 
     def _copy(self, book: JobBook, late: Sequence[TaskIndex], now: float, out: list[Effect]) -> None:
-        usable = [share for share in book.shares.values() if share.state is ShareState.READY and not share.paused]
-        free = {lender.peer: int(lender.free_slots) for lender in self._roster.planned(usable)}
+        usable = [
+            share
+            for share in book.shares.values()
+            if share.state is ShareState.READY and not share.paused and not self._roster.is_barred(share, now)
+        ]
+        free = {lender.peer: int(lender.free_slots) for lender in self._roster.planned(book, usable, now)}
         copies: dict[PeerId, list[Lease]] = {}
         for task in late:
             holder = book.leases[task].share.peer

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from p2pcompute.jobs.placing import Placing
 from p2pcompute.jobs.retries import HARMLESS, failed_at, is_given_up
 from p2pcompute.jobs.shares import Held, Share, ShareState
 from p2pcompute.jobs.speculation import overdue_at
@@ -64,9 +65,13 @@ class Settling:
 class JobBook:
     """One job of this origin."""
 
-    def __init__(self, spec: JobSpec, serial: int, now: float) -> None:
+    def __init__(self, spec: JobSpec, serial: int, now: float, placing: Placing) -> None:
         #: What the submitter asked for.
         self.spec = spec
+        #: Chooses among peers.
+        self.placing = placing
+        #: Whether it may leave out peers that could run it (`Placing.is_gated`).
+        self.is_choosy = placing.is_gated
         #: Number of the job at this origin; orders jobs by age.
         self.serial = serial
         #: When it was opened.
@@ -125,6 +130,19 @@ class JobBook:
     def is_complete(self) -> bool:
         """Whether every task is settled and none will come."""
         return self.inputs_ended and not self.leases and not self.again and not self.fresh
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of it was ever sent."""
+        return self.next_batch > 1
+
+    @property
+    def left(self) -> int | None:
+        """Tasks that are not settled; None while nobody knows how many there will be."""
+        if self.inputs_ended:
+            return len(self.known) - len(self.settled)
+        total = self.spec.expected_tasks
+        return None if total is None else max(total - len(self.settled), self.waiting + len(self.leases))
 
     def order(self) -> tuple[int, int]:
         """Jobs that are served first compare less: by priority, then by age."""

@@ -21,11 +21,17 @@ class Offering:
         room = self._room(book, now)
         if room == 0:
             return
+        placing = book.placing
         free = [
-            lender for lender in self._roster.lenders.values() if lender.peer not in book.shares and lender.has_seat
+            lender
+            for lender in self._roster.lenders.values()
+            if lender.peer not in book.shares and lender.peer not in placing.unfit and lender.has_seat
         ]
+        if book.spec.options.health_check:
+            free = [lender for lender in free if not lender.facts.is_suspect] or free
         if free:
-            for peer in self._roster.plan([candidate(lender, None) for lender in free])[:room]:
+            rows = [candidate(lender, None, book) for lender in free]
+            for peer in placing.order(rows, self._roster.situation(book, now))[:room]:
                 self.offer(book, self._roster.lenders[peer], now, out)
 
     def for_waiting(self, book: JobBook, now: float, out: list[Effect]) -> None:
@@ -38,8 +44,13 @@ class Offering:
         for book in self._roster.running:
             if not lender.has_seat:
                 return
-            if lender.peer not in book.shares and self._room(book, now) != 0:
-                self.offer(book, lender, now, out)
+            if lender.peer in book.shares or lender.peer in book.placing.unfit or self._room(book, now) == 0:
+                continue
+            if book.placing.strategy.holds_back:
+                rows = [candidate(lender, None, book)]
+                if not book.placing.order(rows, self._roster.situation(book, now)):
+                    continue
+            self.offer(book, lender, now, out)
 
     def offer(self, book: JobBook, lender: Lender, now: float, out: list[Effect]) -> None:
         """Offer a job to a peer, for the first time or again."""
@@ -78,7 +89,7 @@ class Offering:
         """Whether no usable peer has the job, has been offered it, or could be."""
         if any(share.state is not ShareState.REFUSED for share in book.shares.values()):
             return False
-        return all(peer in book.shares for peer in self._roster.lenders)
+        return all(peer in book.shares or peer in book.placing.unfit for peer in self._roster.lenders)
 
     def _room(self, book: JobBook, now: float) -> int | None:
         """Further peers that the job can use; None for any number."""

@@ -8,23 +8,28 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
+from p2pcompute.jobs.budget import task_cost
 from p2pcompute.jobs.dispatch_events import PeerUsable, Refusal
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.openings import counts_as_open
-from p2pcompute.jobs.plan import Candidate, Plan
+from p2pcompute.jobs.plan import TASK_UNKNOWN_S, Candidate
 from p2pcompute.jobs.shares import Share, ShareState
+from p2pcompute.jobs.strategies import Situation
 from p2pcompute.jobs.timers import Timers
 from p2pcompute.model import limits
 from p2pcompute.model.ids import JobId, PeerId
 
-#: What an alarm is for: its kind ("job", "late", "share"), the job, and the peer where it is about one.
+#: What an alarm is for: its kind ("job", "late", "share", "unmet"), the job, and the peer where it is about one.
 Alarm = tuple[str, JobId, PeerId | None]
+
+#: Taken for the throughput to a peer while none was measured.
+BANDWIDTH_UNKNOWN_MBPS = 100.0
 
 
 class Lender:
     """A peer that may compute for this origin."""
 
-    __slots__ = ("granted", "local", "peer", "rank", "rtt_s", "shares")
+    __slots__ = ("died", "done", "facts", "granted", "local", "peer", "rank", "rtt_s", "shares")
 
     def __init__(self, event: PeerUsable) -> None:
         #: Its id.
@@ -35,10 +40,20 @@ class Lender:
         self.local = event.local
         #: Its capability, 0 to 100.
         self.rank = event.rank
+        #: What it says about itself, and what is believed about it.
+        self.facts = event.facts
+        #: Attempts there that ended by themselves, and that died; since it became usable.
+        self.done = 0
+        self.died = 0
         #: Slots that it granted us, over all jobs, from 0 up; None before the first grant.
         self.granted: int | None = None
         #: What running jobs have to do with it; the same objects as in `JobBook.shares`.
         self.shares: dict[JobId, Share] = {}
+
+    @property
+    def success(self) -> float:
+        """Share of attempts that did not die there, 1 before the first."""
+        return self.done / (self.done + self.died) if self.died else 1.0
 
     @property
     def slots(self) -> int:
@@ -69,9 +84,7 @@ class Lender:
 class Roster:
     """Usable peers, running jobs, alarms."""
 
-    def __init__(self, plan: Plan) -> None:
-        #: Orders the peers of a job.
-        self.plan = plan
+    def __init__(self) -> None:
         #: Usable peers.
         self.lenders: dict[PeerId, Lender] = {}
         #: Running jobs in the order in which they are served (`JobBook.order`).
@@ -80,6 +93,8 @@ class Roster:
         self.waiting: dict[JobId, JobBook] = {}
         #: Alarms: job time-outs, late leases, pauses.
         self.timers: Timers[Alarm] = Timers()
+        #: The community of this peer; None where no topology is known.
+        self.home: int | None = None
 
     def enter(self, book: JobBook) -> None:
         """A job runs."""
@@ -97,6 +112,7 @@ class Roster:
             self.timers.clear(("share", job, peer))
         self.timers.clear(("job", job, None))
         self.timers.clear(("late", job, None))
+        self.timers.clear(("unmet", job, None))
         self.running.remove(book)
         self.waiting.pop(job, None)
         return freed
@@ -109,13 +125,19 @@ class Roster:
     def may_run(self, share: Share, now: float) -> bool:
         """Whether a task of the job runs at the peer of `share` now, or soon may (`openings.counts_as_open`)."""
         lender = self.lenders[share.peer]
-        return counts_as_open(share, None if lender.granted is None else lender.free_slots, now)
+        if not counts_as_open(share, None if lender.granted is None else lender.free_slots, now):
+            return False
+        return share.out > 0 or not self.is_barred(share, now)
 
     def takes_more(self, share: Share, now: float) -> bool:
         """Whether a task that waits for the peer of `share` will get its turn there, as far as can be known."""
         if share.state is ShareState.READY and self.lenders[share.peer].granted is not None:
-            return self.slots_at(share.peer) > 0
+            return self.slots_at(share.peer) > 0 and not self.is_barred(share, now)
         return self.may_run(share, now)
+
+    def is_hungry(self, share: Share) -> bool:
+        """Whether a task could be sent there now, or once the peer has answered."""
+        return share.state is ShareState.OPENING or (not share.paused and self.lenders[share.peer].free_slots > 0)
 
     def slots_at(self, peer: PeerId) -> int:
         """Slots that are ours at `peer` now."""
@@ -125,16 +147,95 @@ class Roster:
         """Slots of all peers that have the job."""
         return sum(self.slots_at(share.peer) for share in book.shares.values() if share.state is ShareState.READY)
 
-    def planned(self, shares: Iterable[Share]) -> list[Lender]:
-        """The peers of `shares` that have free slots, as the plan orders them."""
+    def planned(self, book: JobBook, shares: Iterable[Share], now: float) -> list[Lender]:
+        """The peers of `shares`, all of `book`, that have free slots, as the job's strategy orders them."""
         free = [share for share in shares if self.lenders[share.peer].free_slots > 0]
         if len(free) < 2:
             return [self.lenders[share.peer] for share in free]
-        order = self.plan([candidate(self.lenders[share.peer], share) for share in free])
-        return [self.lenders[peer] for peer in order]
+        rows = [candidate(self.lenders[share.peer], share, book) for share in free]
+        return [self.lenders[peer] for peer in book.placing.order(rows, self.situation(book, now))]
+
+    def situation(self, book: JobBook, now: float) -> Situation:
+        """The job as strategies see it."""
+        options, placing = book.spec.options, book.placing
+        task_s = book.speed.task_s if book.speed.task_s is not None else options.expected_task_s
+        spent = placing.purse.spent if placing.purse is not None else 0.0
+        return Situation(now, options, task_s, book.waiting, book.left, spent, self.home, task_bytes(book))
+
+    # --- who may not ------------------------------------------------------------------------------------------------------
+
+    def is_barred(self, share: Share, now: float) -> bool:
+        """Whether the job sends nothing to the peer of `share` at present, though it is open there."""
+        lender = self.lenders[share.peer]
+        if not share.is_gated and not lender.facts.is_suspect:
+            return False
+        return (
+            share.peer in share.job.placing.unfit
+            or self._is_suspect_among_others(lender, share.job)
+            or self.tasks_payable(lender, share, share.job, now) < 1
+            or self._is_held_back(share, now)
+        )
+
+    def fit_lenders(self, book: JobBook) -> list[Lender]:
+        """Usable peers that meet what the job requires and have not refused it."""
+        return [
+            lender
+            for peer, lender in self.lenders.items()
+            if peer not in book.placing.unfit
+            and ((share := book.shares.get(peer)) is None or share.state is not ShareState.REFUSED)
+        ]
+
+    def tasks_payable(self, lender: Lender, share: Share | None, book: JobBook, now: float) -> int:
+        """How many more tasks of the job its budget lets go to a peer; any number where it has none."""
+        purse = book.placing.purse
+        if purse is None:
+            return limits.TASKS_QUEUED_PER_ORIGIN_MAX
+        job = self.situation(book, now)
+        cheapest = min((each.facts.cost_per_hour for each in self.fit_lenders(book)), default=0.0)
+        if not purse.spent and not book.leases:
+            whole = book.placing.whole_cost(cheapest, job)
+            if whole is not None and whole > purse.max_cost:
+                return 0  # nothing has begun, and nothing will that cannot be paid to its end
+        purse.committed = 0.0
+        for each in book.shares.values():
+            if each.out:
+                task_s = each.speed.task_s if each.speed.task_s is not None else job.task_s
+                price = self.lenders[each.peer].facts.cost_per_hour
+                purse.committed += each.out * task_cost(price, TASK_UNKNOWN_S if task_s is None else task_s)
+        return book.placing.tasks_payable(candidate(lender, share, book), cheapest, job)
+
+    def left_out_by_strategy(self, book: JobBook, now: float) -> bool:
+        """Whether the strategy lets nobody have work of those that could."""
+        fit = self.fit_lenders(book)
+        rows = [candidate(each, book.shares.get(each.peer), book) for each in fit]
+        return bool(rows) and not book.placing.order(rows, self.situation(book, now))
+
+    def _is_suspect_among_others(self, lender: Lender, book: JobBook) -> bool:
+        if not lender.facts.is_suspect or not book.spec.options.health_check:
+            return False
+        return any(
+            share.state is ShareState.READY
+            and share.peer not in book.placing.unfit
+            and self.slots_at(share.peer) > 0
+            and not self.lenders[share.peer].facts.is_suspect
+            for share in book.shares.values()
+        )
+
+    def _is_held_back(self, share: Share, now: float) -> bool:
+        book = share.job
+        if not book.placing.strategy.holds_back:
+            return False
+        rows = [
+            candidate(self.lenders[each.peer], each, book)
+            for each in book.shares.values()
+            if each.state is not ShareState.REFUSED and each.peer not in book.placing.unfit
+        ]
+        return share.peer not in book.placing.order(rows, self.situation(book, now))
 
     def message(self, book: JobBook) -> str:
         """Why nobody runs the job at present, in words; empty where somebody may."""
+        if book.placing.unmet:
+            return book.placing.unmet
         if any(self.slots_at(share.peer) for share in book.shares.values() if share.state is not ShareState.REFUSED):
             return ""
         if not self.lenders:
@@ -159,13 +260,35 @@ class Roster:
                 assert share.job.shares[lender.peer] is share
 
 
-def candidate(lender: Lender, share: Share | None) -> Candidate:
-    """What a plan sees of a peer."""
+def task_bytes(book: JobBook) -> float:
+    """Mean bytes of a task's arguments that travel as blobs."""
+    return book.placing.blob_bytes / max(len(book.known), 1) if book.placing.blob_bytes else 0.0
+
+
+def candidate(lender: Lender, share: Share | None, book: JobBook) -> Candidate:
+    """What a strategy sees of a peer."""
     task_s = share.speed.task_s if share is not None else None
     # A job that is open but was sent nothing yet will take a slot: else a hundred small jobs all went to the best peer.
     taken = max(lender.slots - lender.free_slots, lender.seats_taken if share is None else 0.0)
     load = taken / max(lender.slots, 1)
-    return Candidate(lender.peer, lender.rtt_s, lender.local, lender.rank, task_s, load)
+    fetch_s = 0.0
+    if (book.placing.blob_bytes or book.placing.shared_bytes) and not lender.local:
+        # This peer holds all of it: to others it must travel, what tasks share once.
+        missing = task_bytes(book) + max(0, book.placing.shared_bytes - book.placing.held_bytes.get(lender.peer, 0))
+        fetch_s = missing * 8e-6 / (lender.facts.bandwidth_mbps or BANDWIDTH_UNKNOWN_MBPS)
+    return Candidate(
+        lender.peer,
+        lender.rtt_s,
+        lender.local,
+        lender.rank,
+        task_s,
+        load,
+        lender.facts,
+        share.out if share is not None and len(lender.shares) == 1 else lender.held,
+        share.turn if share is not None else 0,
+        lender.success,
+        fetch_s,
+    )
 
 
 def refusals(book: JobBook) -> tuple[Refusal, ...]:

@@ -30,6 +30,9 @@ class Share:
 
     __slots__ = (
         "batch",
+        "is_gated",
+        "is_spread",
+        "is_watched",
         "job",
         "opened_at",
         "out",
@@ -42,6 +45,7 @@ class Share:
         "rtt_s",
         "speed",
         "state",
+        "turn",
     )  # fmt: skip
 
     def __init__(self, job: JobBook, peer: PeerId, rtt_s: float, now: float) -> None:
@@ -71,6 +75,14 @@ class Share:
         self.paused = False
         #: Length of the next pause.
         self.pause_s = 0.0
+        #: Number of the newest batch that was sent there, rising within the job; 0 before the first.
+        self.turn = 0
+        #: Whether the job must be asked each time if it may use this peer (`Placing.is_gated`).
+        self.is_gated = job.placing.is_gated
+        #: Whether the job's strategy gives few tasks to all peers evenly.
+        self.is_spread = job.placing.strategy.spreads
+        #: Whether money or a strategy depends on what comes back.
+        self.is_watched = self.is_gated or job.placing.strategy.learns
 
     @property
     def depth(self) -> int:

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TypeVar
 
+from p2pcompute.jobs.strategies import Registry
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import JobId, ProgramId
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError
+from p2pcompute.model.placement import OnUnmet, TaskType, budget_of, preferences_of
+from p2pcompute.model.requirement import requirements_of
 
 T = TypeVar("T")
 
@@ -21,6 +24,9 @@ T = TypeVar("T")
 OPTION_NAMES: tuple[str, ...] = tuple(field.name for field in fields(JobOptions))
 #: Aggregations that run a function of the program.
 NEEDS_REDUCE = frozenset({Aggregation.REDUCE, Aggregation.CUSTOM})
+
+#: Knows the names of strategies.
+_REGISTRY = Registry()
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -37,7 +43,41 @@ def options_of(named: Mapping[str, object]) -> JobOptions:
         if name not in _PARSERS:
             raise UnknownNameError("option", name, OPTION_NAMES)
         values[name] = _PARSERS[name](name, value)
-    return JobOptions(**values)  # type: ignore[arg-type]
+    options = JobOptions(**values)  # type: ignore[arg-type]
+    check_options(options)
+    return options
+
+
+def check_options(options: JobOptions) -> None:
+    """What options cannot see of themselves. Raises UnknownNameError, UsageError."""
+    _REGISTRY.check(options)
+
+
+def options_document(options: JobOptions) -> dict[str, object]:
+    """`options` in plain types, as `options_of` takes them; without a balancer, which cannot leave its process."""
+    preferences, budget = options.preferences, options.budget
+    return {
+        "timeout_s": options.timeout_s,
+        "job_timeout_s": options.job_timeout_s,
+        "retries": options.retries,
+        "priority": options.priority,
+        "memory_bytes": options.memory_bytes,
+        "on_error": options.on_error.value,
+        "speculate": options.speculate,
+        "strategy": options.strategy,
+        "fallback_strategy": options.fallback_strategy,
+        "task_type": options.task_type.value,
+        "requirements": [str(requirement) for requirement in options.requirements],
+        "on_unmet": options.on_unmet.value,
+        "preferences": {
+            "prefer_local": preferences.prefer_local,
+            "max_latency_s": preferences.max_latency_s,
+            "cost_limit": preferences.cost_limit,
+        },
+        "budget": None if budget is None else {"max_cost": budget.max_cost, "currency": budget.currency},
+        "expected_task_s": options.expected_task_s,
+        "health_check": options.health_check,
+    }
 
 
 def aggregation_of(value: Aggregation | str) -> Aggregation:
@@ -114,6 +154,27 @@ def _truth(name: str, value: object) -> bool:
     return value
 
 
+def _named(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "the name of a strategy, such as 'hlig'")
+    return value.lower()
+
+
+def _task_type(name: str, value: object) -> TaskType:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "'compute', 'network', 'memory' or 'mixed'")
+    return TaskType.parse(value)
+
+
+def _on_unmet(name: str, value: object) -> OnUnmet:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "'fail' or 'wait'")
+    try:
+        return OnUnmet(value.lower())
+    except ValueError:
+        raise UnknownNameError(f"value of {name}", value, [member.value for member in OnUnmet]) from None
+
+
 def _on_error(name: str, value: object) -> OnError:
     if not isinstance(value, str):
         raise _wrong(name, value, "'raise' or 'skip'")
@@ -131,4 +192,15 @@ _PARSERS: Mapping[str, Callable[[str, object], object]] = {
     "memory_bytes": _or_none(_whole),
     "on_error": _on_error,
     "speculate": _truth,
+    "strategy": _named,
+    "fallback_strategy": _or_none(_named),
+    "task_type": _task_type,
+    "requirements": lambda name, value: requirements_of(value),
+    "on_unmet": _on_unmet,
+    "preferences": lambda name, value: preferences_of(value),
+    "budget": lambda name, value: budget_of(value),
+    "expected_task_s": _or_none(_seconds),
+    "health_check": _truth,
+    # Whether it is one, the options themselves see.
+    "balancer": lambda name, value: value,
 }

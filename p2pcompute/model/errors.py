@@ -25,6 +25,10 @@
         ├── WorkerDiedError        the worker processes died; carries the history of attempts
         ├── MissingModuleError     which peer lacks which module
         ├── NoWorkersError         nobody may or can run this
+        │   ├── NoAvailableNodesError  no peer meets what the job requires; says what the nearest lacks
+        │   └── NoHealthyNodesError    those that do are suspected or overloaded
+        ├── BudgetExceededError    before anything runs, or once the budget is used up
+        ├── StrategyError          the submitter's own balancer, or a strategy without a fallback, failed
         ├── ResultRefusedError     a result that may not be loaded in the submitter's process
         └── JobCancelledError
 
@@ -219,6 +223,22 @@ class MissingModuleError(JobError):
 
 class NoWorkersError(JobError):
     """Nobody may or can run this job."""
+
+
+class NoAvailableNodesError(NoWorkersError):
+    """No peer meets what the job requires; the message says what the nearest one lacks."""
+
+
+class NoHealthyNodesError(NoWorkersError):
+    """Peers that may run the job are there, but all of them are suspected to be down, or overloaded."""
+
+
+class BudgetExceededError(JobError):
+    """The job costs more than its budget: said before anything runs where that can be known, else once it is used up."""
+
+
+class StrategyError(JobError):
+    """The order of peers could not be decided: the submitter's own balancer raised, and there is no fallback."""
 
 
 class ResultRefusedError(JobError):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex
+from p2pcompute.model.placement import NO_PREFERENCES, STRATEGY_DEFAULT, Budget, OnUnmet, Preferences, TaskType
+from p2pcompute.model.requirement import Requirement, requirements_of
 
 
 class Aggregation(enum.StrEnum):
@@ -50,6 +52,11 @@ class JobOptions:
     after an attempt that died with its worker, peer or link (a task that raises is not tried again). `priority`: 0 (last)
     to 9 (first). `memory_bytes`: address space of one worker, None for the peer's own limit. `speculate`: run late
     copies of the slowest tasks.
+
+    `strategy`, `fallback_strategy`: names of `jobs.strategies`; the second orders where the first fails or leaves nobody.
+    `requirements`: what a peer must have to be used at all. `on_unmet`: what is done where no peer meets them. `expected_task_s`: how
+    long a task takes, where the submitter knows; None: it is learned. `health_check`: keep away from peers that are suspected
+    or overloaded. `balancer`: the submitter's own strategy (`jobs/strategies/custom.py`), only in the peer's own process; None: none.
     """
 
     timeout_s: float | None = None
@@ -59,18 +66,36 @@ class JobOptions:
     memory_bytes: int | None = None
     on_error: OnError = OnError.RAISE
     speculate: bool = True
+    strategy: str = STRATEGY_DEFAULT
+    fallback_strategy: str | None = None
+    task_type: TaskType = TaskType.COMPUTE
+    requirements: tuple[Requirement, ...] = ()
+    on_unmet: OnUnmet = OnUnmet.FAIL
+    preferences: Preferences = NO_PREFERENCES
+    budget: Budget | None = None
+    expected_task_s: float | None = None
+    health_check: bool = True
+    balancer: object = None
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "job_timeout_s"):
+        for name, none in (
+            ("timeout_s", "no time-out"),
+            ("job_timeout_s", "no time-out"),
+            ("expected_task_s", "what is not known"),
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UsageError(f"{name} is {value}: give seconds above 0, or None for no time-out")
+                raise UsageError(f"{name} is {value}: give seconds above 0, or None for {none}")
         if not 0 <= self.retries <= limits.RETRIES_MAX:
             raise UsageError(f"retries is {self.retries}: give 0 to {limits.RETRIES_MAX}")
         if not 0 <= self.priority <= 9:
             raise UsageError(f"priority is {self.priority}: give 0 (last) to 9 (first)")
         if self.memory_bytes is not None and self.memory_bytes < 32 << 20:
             raise UsageError(f"memory_bytes is {self.memory_bytes}: a Python worker needs at least 32 MiB")
+        if self.balancer is not None and not (callable(self.balancer) or hasattr(self.balancer, "order")):
+            raise UsageError(f"balancer is {self.balancer!r}: give a function of candidates and the job's situation")
+        # Whoever writes them by hand gives a mapping.
+        object.__setattr__(self, "requirements", requirements_of(self.requirements))
 
 
 class Outcome(enum.IntEnum):

@@ -46,6 +46,8 @@ DECODE_DEPTH_MAX = 12
 DECODE_ITEMS_MAX = 65_536
 #: Short texts: names, reasons, labels.
 TEXT_CHARS_MAX = 256
+#: One label of a peer: a name and a value; thirty of them still leave room in a record.
+LABEL_CHARS_MAX = 128
 #: Tracebacks and error messages that come back from a peer.
 TRACEBACK_CHARS_MAX = 20_000
 #: A signed record; about 600 bytes are used, the rest is room for unknown fields of later versions.
@@ -376,6 +378,10 @@ RETRIES_MAX = 100
 CULPRIT_PEERS = 3
 #: Jobs that one origin keeps in memory after they have ended, for `job show` and `job result`.
 ENDED_JOBS_KEPT = 64
+#: Conditions that one job may put on its peers: more than there are names, few enough to be checked for every peer.
+REQUIREMENTS_MAX = 64
+#: Price of a peer per hour, in whatever currency: more than any machine costs in any of them.
+COST_PER_HOUR_MAX = 1e9
 #: Open jobs at one origin.
 JOBS_OPEN_MAX = 1_024
 #: Jobs that one origin may have open at one lending peer.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from p2pcompute.model.capability import Capability
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import NetworkId, PeerId
+from p2pcompute.model.requirement import TIER_DEFAULT
 
 
 class Role(enum.StrEnum):
@@ -151,6 +152,10 @@ class PeerRecord:
     relays: tuple[Relay, ...] = ()
     #: Whether it believes to be the key node of its community (`topology/election.py`).
     leads: bool = False
+    #: What its owner asks for an hour of one task, in whatever currency the network's people use; 0: nothing.
+    cost_per_hour: float = 0.0
+    #: One of `model.requirement.TIERS`: what the owner promises.
+    performance_tier: str = TIER_DEFAULT
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -39,6 +39,8 @@ class BlobExchange:
     def __init__(self, store: Store, spawn: Spawn) -> None:
         self._store = store
         self._spawn = spawn
+        #: Told of each blob that a peer is sent; the composition root sets it.
+        self.on_served: Callable[[PeerId, BlobId], None] = lambda peer, blob: None
         #: Transfers under way, by peer and blob.
         self._fetching: dict[tuple[PeerId, BlobId], asyncio.Future[Bytes]] = {}
 
@@ -95,3 +97,4 @@ class BlobExchange:
             link.send(BlobMissing(message.stream))
         else:
             link.serve_stream(message.stream, data)
+            self.on_served(link.peer, BlobId(message.blob))

@@ -10,6 +10,7 @@ Refuses to know what the values do; who runs a peer reads them.
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import tomllib
@@ -21,6 +22,7 @@ from typing import Any
 from p2pcompute.model import limits
 from p2pcompute.model.errors import ConfigError, UnknownNameError, UsageError
 from p2pcompute.model.peer import Address
+from p2pcompute.model.requirement import TIER_DEFAULT, TIERS
 
 ENVIRONMENT_PREFIX = "P2PCOMPUTE_"
 #: Variables with our prefix that are no configuration keys: the folder of everything, and the passphrase of an export.
@@ -72,6 +74,10 @@ class PeerConfig:
     relay: bool = True
     #: Free texts that this peer's record carries, for choosing among peers.
     labels: tuple[str, ...] = ()
+    #: What one task costs for an hour here, in the currency that the network's people use; submitters see it.
+    cost_per_hour: float = 0.0
+    #: What this peer's owner promises of it: "basic", "standard" or "premium".
+    performance_tier: str = TIER_DEFAULT
     #: Number of the instance folder to use, from 1; None: the first one that no running peer uses.
     instance: int | None = None
     #: Least severe log line that is written to stderr.
@@ -228,6 +234,16 @@ def _whole(low: int, high: int) -> Callable[[object], int]:
     return parse
 
 
+def _cost(value: object) -> float:
+    try:
+        cost = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        cost = math.nan
+    if not 0 <= cost <= limits.COST_PER_HOUR_MAX:
+        raise ValueError("write what an hour of one task costs, as a number from 0 up such as 2.5")
+    return cost
+
+
 def _truth(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -261,6 +277,8 @@ def _labels(value: object) -> tuple[str, ...]:
     labels = tuple(dict.fromkeys(_text(member) for member in _members(value)))
     if len(labels) > LABELS_MAX:
         raise ValueError(f"at most {LABELS_MAX} labels")
+    if any(len(label) > limits.LABEL_CHARS_MAX for label in labels):
+        raise ValueError(f"a label has at most {limits.LABEL_CHARS_MAX} characters")
     return labels
 
 
@@ -287,6 +305,8 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "map_ports": _truth,
     "relay": _truth,
     "labels": _labels,
+    "cost_per_hour": _cost,
+    "performance_tier": _one_of(TIERS),
     "instance": _whole(1, 9_999),
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),

@@ -10,13 +10,13 @@ import abc
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from p2pcompute.execution.bundle import Program, make_program
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy, decode, encode
-from p2pcompute.jobs.submit import options_of
+from p2pcompute.jobs.submit import check_options, options_of
 from p2pcompute.model import limits
 from p2pcompute.model.errors import NotSerializableError, TaskTimeoutError, UsageError
 from p2pcompute.model.ids import JOB_ID_BYTES, BlobId, JobId, ProgramId, format_job_id
@@ -286,6 +286,7 @@ class Door(abc.ABC):
         return known[1]
 
     def _spec(self, program: Program, name: str, aggregation: Aggregation, options: JobOptions, inputs: Any) -> JobSpec:
+        check_options(options)
         return JobSpec(
             job=JobId(self._entropy.bytes(JOB_ID_BYTES)),
             name=name,
@@ -363,6 +364,11 @@ def _guarded(callback: Callable[[T], None] | None, stream: JobStream, reading: _
 
 def _name_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))[: limits.TEXT_CHARS_MAX]
+
+
+def options_named(named: Mapping[str, object]) -> JobOptions:
+    """Options from names and values, which may be text. Raises UnknownNameError, UsageError."""
+    return options_of(named)
 
 
 def _options(options: JobOptions | None, named: dict[str, Any]) -> JobOptions:

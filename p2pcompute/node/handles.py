@@ -26,16 +26,31 @@ class Handles:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
+        #: Sizes of what was put here and not dropped, and how often it was put, by digest; oldest first.
+        self._put: dict[BlobId, tuple[int, int]] = {}
 
     # --- put at this peer ------------------------------------------------------------------------------------------------
 
     def put(self, data: Bytes, blob: BlobId | None = None) -> Handle:
         """Hold `data` until `drop`. Give `blob` where the digest is known already. Raises BusyError."""
-        return Handle(self._store.put(data, _PUT, blob), len(data))
+        found = self._store.put(data, _PUT, blob)
+        self._put[found] = (len(data), self._put.get(found, (0, 0))[1] + 1)
+        return Handle(found, len(data))
+
+    @property
+    def sizes(self) -> dict[BlobId, int]:
+        """Bytes of what was put here and not dropped, by digest, oldest first."""
+        return {blob: size for blob, (size, _) in self._put.items()}
 
     def drop(self, handle: Handle) -> None:
         """Take back one `put`."""
-        self._store.release(BlobId(handle.blob), _PUT)
+        blob = BlobId(handle.blob)
+        self._store.release(blob, _PUT)
+        size, times = self._put.get(blob, (0, 0))
+        if times > 1:
+            self._put[blob] = (size, times - 1)
+        else:
+            self._put.pop(blob, None)
 
     def holds(self, handle: Handle) -> bool:
         """Whether it was put here and not dropped since."""

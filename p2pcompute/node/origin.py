@@ -14,6 +14,8 @@ from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.execution.values import decode
 from p2pcompute.jobs import dispatch
+from p2pcompute.jobs.plan import Facts
+from p2pcompute.jobs.submit import check_options
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
     BlobMissingError,
@@ -24,10 +26,11 @@ from p2pcompute.model.errors import (
     ResultRefusedError,
     UsageError,
 )
-from p2pcompute.model.ids import REDUCE_BASE, JobId, PeerId, TaskIndex, format_job_id, short_peer_id
+from p2pcompute.model.ids import REDUCE_BASE, BlobId, JobId, PeerId, TaskIndex, format_job_id, short_peer_id
 from p2pcompute.model.job import (
     Aggregation,
     Attempt,
+    JobOptions,
     JobProgress,
     JobState,
     OnError,
@@ -38,6 +41,7 @@ from p2pcompute.model.job import (
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.driver import Pump
+from p2pcompute.node.holders import ARGUMENT_BYTES_SCANNED, ARGUMENTS_SCANNED, PROGRAM_BYTES_SCANNED, Holders
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.origin_job import OriginJob
 from p2pcompute.node.supervise import Supervisor
@@ -63,6 +67,10 @@ _KINDS = {
     dispatch.EndCause.JOB_TIMEOUT: "TaskTimeoutError",
     dispatch.EndCause.REFUSED: "NoWorkersError",
     dispatch.EndCause.BUSY: "BusyError",
+    dispatch.EndCause.UNMET: "NoAvailableNodesError",
+    dispatch.EndCause.UNHEALTHY: "NoHealthyNodesError",
+    dispatch.EndCause.BUDGET: "BudgetExceededError",
+    dispatch.EndCause.STRATEGY: "StrategyError",
 }
 
 Inputs = AsyncIterator[Sequence[bytes]]
@@ -91,6 +99,10 @@ class Origin:
         self._barred: dict[PeerId, None] = {}
         #: Told of them; the composition root sets it.
         self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
+        #: Knows who has what was put here; the composition root sets it.
+        self.holders = Holders(dict)
+        #: Asked to link peers that such a job could use; the composition root sets it.
+        self.seek: Callable[[JobOptions], None] = lambda options: None
         #: Every job that is open or was kept, oldest first.
         self.jobs: dict[JobId, OriginJob] = {}
         self._pump: Pump[dispatch.Event, dispatch.Effect] = Pump(
@@ -107,6 +119,8 @@ class Origin:
                 dispatch.WantInputs: lambda effect: None,
                 dispatch.JobEnded: self._job_ended,
                 dispatch.Stalled: self._stalled,
+                dispatch.FellBack: self._fell_back,
+                dispatch.SeekPeers: lambda effect: self.seek(self.jobs[effect.job].spec.options),
                 dispatch.TaskRetried: self._retried,
             },
             dispatch.Tick(),
@@ -118,6 +132,7 @@ class Origin:
     def open(self, request: JobRequest, inputs: Inputs) -> JobStream:
         """Start a job whose encoded arguments come from `inputs`, batch by batch. Raises BusyError."""
         job = request.spec.job
+        check_options(request.spec.options)
         if job in self.jobs:
             raise UsageError(f"job {format_job_id(job)} is known at this peer already: give a new one a new id")
         open_jobs = sum(1 for known in self.jobs.values() if known.end is None)
@@ -129,6 +144,7 @@ class Origin:
         self.jobs[job] = OriginJob(request, stream, self._store, self._clock.monotonic())
         self._forget_old()
         self._pump.feed(dispatch.JobOpened(request.spec))
+        self._shares_data(self.jobs[job], [request.program], PROGRAM_BYTES_SCANNED)
         stream.on_listen = lambda: self._tell(self.jobs[job])
         reader = self._supervisor.task(f"inputs of {format_job_id(job)}", self._read_inputs(self.jobs[job], inputs))
         if reader is not None:
@@ -176,8 +192,10 @@ class Origin:
                     continue
                 assert room > 0
                 job.stream.inputs_read += len(batch)
+                if job.inputs < ARGUMENTS_SCANNED:
+                    self._shares_data(job, batch[: ARGUMENTS_SCANNED - job.inputs], ARGUMENT_BYTES_SCANNED)
                 added = job.add_inputs(batch)
-                self._pump.feed(dispatch.TasksAdded(name, added))
+                self._pump.feed(dispatch.TasksAdded(name, added, job.blob_bytes(added)))
                 for index in sorted(job.dropped.intersection(added)):
                     job.dropped.discard(index)
                     self.drop(name, index)
@@ -209,12 +227,35 @@ class Origin:
         """Whether work may be at `peer`."""
         return peer in self._channels and any(known.end is None for known in self.jobs.values())
 
-    def peer_usable(self, channel: Channel, rank: float) -> None:
-        """`channel` leads to a peer that may compute for us; `rank`: higher is tried first."""
+    def peer_usable(self, channel: Channel, facts: Facts) -> None:
+        """`channel` leads to a peer that may compute for us, of which `facts` are known."""
         if channel.peer in self._barred:
             return
         self._channels[channel.peer] = channel
-        self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank))
+        rank = facts.capability.score if facts.capability is not None else 0.0
+        self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank, facts))
+
+    def sent_blob(self, peer: PeerId, blob: BlobId) -> None:
+        """`peer` is being sent a blob that it asked for."""
+        if self.holders.sent(peer, blob):
+            for job in self.jobs.values():
+                if job.end is None and blob in job.shared:
+                    self._tell_holders(job)
+
+    def _shares_data(self, job: OriginJob, encoded: Sequence[bytes], bytes_max: int) -> None:
+        """Note which data behind handles `encoded` parts of the job name."""
+        before = len(job.shared)
+        job.shared.update(self.holders.found_in(encoded, bytes_max))
+        if len(job.shared) > before:
+            self._tell_holders(job)
+
+    def _tell_holders(self, job: OriginJob) -> None:
+        shared_bytes = sum(job.shared.values())
+        self._pump.feed(dispatch.DataHeld(job.spec.job, shared_bytes, self.holders.held(job.shared)))
+
+    def located(self, community: int | None) -> None:
+        """This peer's community, by the newest topology."""
+        self._pump.feed(dispatch.Located(community))
 
     def _bar(self, peer: PeerId) -> None:
         """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""
@@ -226,6 +267,7 @@ class Origin:
 
     def peer_gone(self, peer: PeerId, reason: str) -> None:
         """A peer that computed for us is not reachable any more."""
+        self.holders.gone(peer)
         if self._channels.pop(peer, None) is not None:
             self._pump.feed(dispatch.PeerGone(peer, reason))
 
@@ -461,6 +503,12 @@ class Origin:
     def _stalled(self, effect: dispatch.Stalled) -> None:
         # The machine says why in its own progress, for as long as it is so.
         self._tell(self.jobs[effect.job])
+
+    def _fell_back(self, effect: dispatch.FellBack) -> None:
+        job = self.jobs[effect.job]
+        job.message = f"{effect.text}; {job.spec.options.fallback_strategy} is used instead"
+        self._log.warning("strategy replaced", job=format_job_id(effect.job), cause=job.message)
+        self._tell(job)
 
     def _job_ended(self, effect: dispatch.JobEnded) -> None:
         job = self.jobs[effect.job]

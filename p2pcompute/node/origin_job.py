@@ -45,6 +45,8 @@ class OriginJob:
         self._store = store
         #: Arguments of tasks that have not completed.
         self._arguments: dict[TaskIndex, Payload] = {}
+        #: Data behind handles that its program and first arguments name: sizes by digest.
+        self.shared: dict[BlobId, int] = {}
         #: Inputs so far: the number of the next leaf task.
         self.inputs = 0
         self.inputs_ended = False
@@ -89,6 +91,11 @@ class OriginJob:
             self._arguments[TaskIndex(self.inputs)] = self._payload(arguments)
             self.inputs += 1
         return tuple(TaskIndex(number) for number in range(first, self.inputs))
+
+    def blob_bytes(self, tasks: Sequence[TaskIndex]) -> int:
+        """What of the arguments of `tasks` travels as blobs, bytes."""
+        payloads = (self._arguments.get(task) for task in tasks)
+        return sum(payload.size_bytes for payload in payloads if payload is not None and payload.blob is not None)
 
     def arguments(self, task: TaskIndex) -> Payload:
         """What travels with a lease of `task`."""

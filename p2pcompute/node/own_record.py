@@ -20,6 +20,7 @@ from p2pcompute.model import limits
 from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.ids import NetworkId, PeerId
 from p2pcompute.model.peer import Address, Coordinate, Edge, Isolation, PeerRecord, Reach, Relay, Role
+from p2pcompute.model.requirement import TIER_DEFAULT
 from p2pcompute.wire.gossip import LoadUpdate, sign_load
 from p2pcompute.wire.record import SignedRecord, Signer, sign_record
 from p2pcompute.wire.versions import PROTOCOL
@@ -46,6 +47,8 @@ class Identity:
     isolation: Isolation
     labels: tuple[str, ...]
     version: str
+    cost_per_hour: float = 0.0
+    performance_tier: str = TIER_DEFAULT
 
 
 class OwnRecord:
@@ -92,6 +95,8 @@ class OwnRecord:
             version=identity.version,
             labels=identity.labels,
             protocol=PROTOCOL,
+            cost_per_hour=identity.cost_per_hour,
+            performance_tier=identity.performance_tier,
         )
         #: What was last told, before anything was left out for its size.
         self._told = self._wanted

@@ -17,10 +17,13 @@ from p2pcompute import __version__
 from p2pcompute.execution.pool import PoolSettings, WorkerPool
 from p2pcompute.execution.probes import HardwareProbe, isolation
 from p2pcompute.execution.values import Handle
+from p2pcompute.jobs.health import Health
+from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
+from p2pcompute.model.job import JobOptions
 from p2pcompute.model.peer import Address, PeerView, Role
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
@@ -28,8 +31,10 @@ from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel, connect_locally
 from p2pcompute.node.config import PeerConfig, own_name
 from p2pcompute.node.door import Door
+from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
+from p2pcompute.node.holders import Holders
 from p2pcompute.node.identity import NodeIdentity
 from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
 from p2pcompute.node.lender import Lender
@@ -104,6 +109,8 @@ class Peer(Door):
         self._exits = contextlib.AsyncExitStack()
         self._started = False
         self._stopping = False
+        #: Where a peer is in the newest topology; nowhere while nobody computes one.
+        self.place_of: Callable[[PeerId], Place] = lambda peer: NOWHERE
         #: Who wants to hear of peers that appear and go.
         self._watchers: list[Watcher] = []
         self._started_at = 0.0
@@ -157,6 +164,8 @@ class Peer(Door):
                 isolation=isolation(),
                 labels=self.config.labels,
                 version=__version__,
+                cost_per_hour=self.config.cost_per_hour,
+                performance_tier=self.config.performance_tier,
             ),
             key,
             self._incarnation_next,
@@ -204,8 +213,11 @@ class Peer(Door):
         to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
         to_lender.deliver = self.lender.message
         to_origin.deliver = self.origin.message
-        if slots:
-            self.origin.peer_usable(to_lender, self.own.record.capability.score if self.own.record.capability else 0.0)
+        self.origin.seek = self._seek
+        self.origin.holders = Holders(lambda: self.handles.sizes)
+        self.exchange.on_served = self.origin.sent_blob
+        self._to_own_lender = to_lender
+        self._offer_self()
 
     async def _start_overlay(self, stack: contextlib.AsyncExitStack, key: PeerKey) -> None:
         parts = OverlayParts(
@@ -331,6 +343,10 @@ class Peer(Door):
         """Seconds since the start."""
         return self._clock.monotonic() - self._started_at
 
+    def health(self) -> tuple[Health, ...]:
+        """How this peer and every other that is up, or only suspected to be down, is now, by their newest records."""
+        return view_health(self.view, self._clock.monotonic())
+
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Call `watcher(kind, peer, text)` for what happens in the network; the returned function ends it."""
         self._watchers.append(watcher)
@@ -353,8 +369,18 @@ class Peer(Door):
         entry = self.overlay.view.entry(link.peer)
         if entry is None or Role.COMPUTE not in link.admission.roles or entry.record.slots == 0:
             return
-        rank = entry.record.capability.score if entry.record.capability is not None else 0.0
-        self.origin.peer_usable(LinkChannel(link, self.exchange), rank)
+        self.origin.peer_usable(
+            LinkChannel(link, self.exchange), facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
+        )
+
+    def _offer_self(self) -> None:
+        if self.own.record.slots:
+            self.origin.peer_usable(self._to_own_lender, own_facts(self.own.record, self.place_of(self.peer_id)))
+
+    def _seek(self, options: JobOptions) -> None:
+        """Link peers that a job could use, of those that are known."""
+        for peer in peers_to_seek(self.view, self.overlay.hub.links, options.requirements):
+            self.overlay.want_link(peer)
 
     def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
         """Called by the overlay."""
@@ -382,7 +408,7 @@ class Peer(Door):
 
     def network_event(self, kind: str, peer: PeerId, text: str) -> None:
         """Called by the overlay."""
-        if kind == "peer_appeared":
+        if kind in ("peer_appeared", "peer_suspected"):
             link = self.overlay.hub.links.get(peer)
             if link is not None:
                 self._offer(link)
@@ -394,6 +420,8 @@ class Peer(Door):
     async def _keep_offering(self) -> None:
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL_S)
+            self.origin.located(self.place_of(self.peer_id).community)
+            self._offer_self()
             for link in self.overlay.hub.links.values():
                 self._offer(link)  # round trips and scores change
 

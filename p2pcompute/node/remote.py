@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy
+from p2pcompute.jobs.submit import options_document
 from p2pcompute.model import limits
-from p2pcompute.model.errors import NotRunningError, P2PComputeError
+from p2pcompute.model.errors import NotRunningError, P2PComputeError, UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, parse_job_id
 from p2pcompute.model.job import Aggregation, JobProgress, JobState, Outcome
 from p2pcompute.net.control import ControlClient
@@ -80,6 +81,10 @@ class RemotePeer(Door):
         return self.name_of(row.peer)
 
     def _open(self, request: JobRequest, inputs: AsyncIterator[Sequence[bytes]]) -> JobStream:
+        if request.spec.options.balancer is not None:
+            raise UsageError(
+                "a balancer of your own works only in the process of the peer: use `async with Peer()`, or name a strategy"
+            )
         stream = JobStream(request.spec.job, lambda: None)
         task = self._supervisor.task("job at the peer", self._run(request, inputs, stream))
         if task is None:
@@ -100,7 +105,7 @@ class RemotePeer(Door):
             await self.client.call("job.drop", job=bytes(job), task=index)
 
     async def _run(self, request: JobRequest, inputs: AsyncIterator[Sequence[bytes]], stream: JobStream) -> None:
-        spec, options = request.spec, request.spec.options
+        spec = request.spec
         try:
             answer = await self.client.call(
                 "job.submit",
@@ -113,15 +118,7 @@ class RemotePeer(Door):
                 name=spec.name,
                 weights=None if request.weights is None else list(request.weights),
                 expected_tasks=spec.expected_tasks,
-                options={
-                    "timeout_s": options.timeout_s,
-                    "job_timeout_s": options.job_timeout_s,
-                    "retries": options.retries,
-                    "priority": options.priority,
-                    "memory_bytes": options.memory_bytes,
-                    "on_error": options.on_error.value,
-                    "speculate": options.speculate,
-                },
+                options=options_document(spec.options),
             )
         except P2PComputeError as error:
             stream.finish(_failed(spec.job, type(error).__name__, str(error), JobState.FAILED))

@@ -38,6 +38,8 @@ class Session:
         self._stream.on_rows = self._rows
         self._stream.on_end = self._ended
         self.peer_name = peer_name
+        if self._stream.end is not None:
+            self.closed = True  # it ended as it was opened, before anybody listened
         self._idle: asyncio.TimerHandle | None = None
 
     @property
@@ -48,6 +50,9 @@ class Session:
     async def run(self, payload: bytes) -> ResultRow:
         """Add one task and wait for its final result. Raises JobError when the job as a whole ends."""
         if self.closed:
+            end = self._stream.end
+            if end is not None and end.failure is not None:
+                raise job_error(end)
             raise JobCancelledError("this peer is stopping")
         self._rest()
         index = self._next

@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from p2pcompute.jobs.health import health_of
+from p2pcompute.jobs.plan import Candidate
+from p2pcompute.jobs.submit import options_document
 from p2pcompute.model.capability import capability_score
 from p2pcompute.model.ids import PeerId, format_job_id, format_peer_id, short_peer_id
 from p2pcompute.model.job import JobProgress
 from p2pcompute.model.peer import PeerEntry, PeerRecord
 from p2pcompute.net.link import Link
 from p2pcompute.net.session_events import SessionInfo
+from p2pcompute.node.facts import facts_of, own_facts
 from p2pcompute.node.origin_job import OriginJob
 from p2pcompute.node.overlay_peer import OverlayPeer
 
@@ -54,6 +58,8 @@ def peer_row(
     """One peer. `entry` is None for this peer itself, `link` where there is none."""
     capability = record.capability
     way = way or Way()
+    facts = own_facts(record) if entry is None else facts_of(entry)
+    health = health_of(Candidate(record.peer, 0.0, entry is None, 0.0, facts=facts), 0.0)
     return {
         "peer": format_peer_id(record.peer),
         "short": short_peer_id(record.peer),
@@ -70,6 +76,8 @@ def peer_row(
         "score": round(capability_score(capability), 1) if capability else None,
         "slots": record.slots,
         "load": round(record.load, 2),
+        "available": health.is_available,
+        "unavailable_because": health.error,
         "rtt_ms": _rounded(link.rtt_s if link else None, 1000.0),
         "bandwidth_mbps": _rounded(
             (link.bandwidth_mbps if link else None) or (entry.bandwidth_mbps if entry else None), 1.0
@@ -91,6 +99,8 @@ def peer_row(
         "isolation": record.isolation.value,
         "roles": sorted(role.value for role in record.roles),
         "labels": list(record.labels),
+        "cost_per_hour": record.cost_per_hour,
+        "performance_tier": record.performance_tier,
         "linked": link is not None and not link.closed,
         "last_error": last_error,
         "version": record.version,
@@ -168,7 +178,6 @@ def job_row(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, str]) 
 
 def job_details(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, str]) -> Document:
     """One job with everything that is known about it."""
-    options = job.spec.options
     return {
         **job_row(job, progress, names),
         "program": job.spec.program.hex(),
@@ -176,15 +185,7 @@ def job_details(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, st
         "inputs": job.inputs,
         "skipped": list(job.skipped),
         "results_kept": job.kept_all,
-        "options": {
-            "timeout_s": options.timeout_s,
-            "job_timeout_s": options.job_timeout_s,
-            "retries": options.retries,
-            "priority": options.priority,
-            "memory_bytes": options.memory_bytes,
-            "on_error": options.on_error.value,
-            "speculate": options.speculate,
-        },
+        "options": options_document(job.spec.options),
         "attempts": [
             {
                 "task": int(task),

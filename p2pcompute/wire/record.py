@@ -14,6 +14,7 @@ from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.errors import ProtocolError
 from p2pcompute.model.ids import NETWORK_ID_BYTES, PEER_ID_BYTES, NetworkId, PeerId, peer_id_of
 from p2pcompute.model.peer import Address, Coordinate, Edge, Isolation, PeerRecord, Reach, Relay, Role
+from p2pcompute.model.requirement import TIER_DEFAULT, TIERS
 from p2pcompute.wire.address import ADDRESS
 from p2pcompute.wire.codec import (
     Converted,
@@ -128,6 +129,11 @@ def _reach(name: str) -> Reach:
     return Reach(name) if name in set(Reach) else Reach.UNKNOWN
 
 
+def _tier(name: str) -> str:
+    # A tier of a later version promises nothing that this one could compare.
+    return name if name in TIERS else TIER_DEFAULT
+
+
 def _relay(row: tuple[Any, ...]) -> Relay:
     return Relay(*row)
 
@@ -168,7 +174,7 @@ class _Body:
         ),
     ] = ()
     functions: Annotated[tuple[str, ...], Many(Text(128), 256)] = ()
-    labels: Annotated[tuple[str, ...], Many(Text(128), 64)] = ()
+    labels: Annotated[tuple[str, ...], Many(Text(limits.LABEL_CHARS_MAX), 64)] = ()
     leaving: Annotated[bool, Truth()] = False
     protocol: Annotated[int, Whole(1, 1_000_000)] = 1
     coordinate: Annotated[Coordinate | None, Maybe(COORDINATE)] = None
@@ -181,6 +187,8 @@ class _Body:
         ),
     ] = ()
     leads: Annotated[bool, Truth()] = False
+    cost_per_hour: Annotated[float, Real(0, limits.COST_PER_HOUR_MAX)] = 0.0
+    performance_tier: Annotated[str, Converted(Text(32), _tier, str)] = TIER_DEFAULT
     unknown: dict[str, Any] = field(default_factory=dict)
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from p2pcompute.jobs import dispatch as d
+from p2pcompute.jobs.plan import Facts
+from p2pcompute.jobs.strategies import Registry
 from p2pcompute.model import limits
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.job import (
@@ -27,9 +30,34 @@ from p2pcompute.model.job import (
     Outcome,
     TaskReport,
 )
+from p2pcompute.model.placement import Budget, OnUnmet, Preferences
 
 PEERS = [PeerId(bytes([number]) * 32) for number in range(1, 6)]
 JOBS = [JobId(bytes([number]) * 12) for number in range(1, 5)]
+#: How jobs choose their peers: options beside the others.
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {},
+    *({"strategy": name} for name in Registry().names),
+    {"strategy": "latency_based", "fallback_strategy": "round_robin"},
+    {"strategy": "latency_based", "on_unmet": OnUnmet.WAIT},
+    {"strategy": "round_robin", "requirements": {"labels": "good"}, "on_unmet": OnUnmet.WAIT},
+    {"requirements": {"labels": "good"}},
+    {"requirements": {"labels": "good", "load": "<0.5"}, "on_unmet": OnUnmet.WAIT},
+    {"budget": Budget(0.0)},
+    {"budget": Budget(1.0), "strategy": "cost_aware", "expected_task_s": 0.01},
+    {"preferences": Preferences(prefer_local=True, max_latency_s=0.01, cost_limit=1.0)},
+    {"balancer": lambda candidates, job: [each for each in candidates if each.peer[0] % 2]},
+    {"balancer": lambda candidates, job: 1 / 0, "fallback_strategy": "hlig"},
+    {"balancer": lambda candidates, job: 1 / 0},
+]
+FACTS = [
+    Facts(name="good", labels=("good",)),
+    Facts(name="bad"),
+    Facts(name="suspect", labels=("good",), is_suspect=True),
+    Facts(name="dear", labels=("good",), cost_per_hour=1e5),
+    Facts(name="busy", labels=("good",), load=0.95),
+]
 SENT_OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.PEER_LOST]
 
 
@@ -50,6 +78,7 @@ class DispatchWorld(RuleBasedStateMachine):
         self.offered: dict[PeerId, set[JobId]] = {}
         self.accepted: dict[PeerId, set[JobId]] = {}
         self.slots: dict[PeerId, int] = {}
+        self.facts: dict[PeerId, Facts] = {}
         #: (task, attempt) that a peer holds, by peer and job.
         self.held: dict[tuple[PeerId, JobId], list[tuple[TaskIndex, int]]] = {}
         self.attempts: dict[tuple[JobId, TaskIndex], list[int]] = {}
@@ -71,6 +100,10 @@ class DispatchWorld(RuleBasedStateMachine):
                 assert job in self.accepted[peer]
                 assert 0 < len(leases) <= limits.BATCH_TASKS_MAX
                 assert self.slots.get(peer, 0) > 0
+                if self.specs[job].options.requirements:
+                    assert "good" in self.facts[peer].labels, "sent to a peer that does not meet what is required"
+                if self.specs[job].options.budget == Budget(0.0):
+                    assert not self.facts[peer].cost_per_hour, "there is no money for that"
                 for lease in leases:
                     assert lease.task not in self.settled[job]
                     numbers = self.attempts.setdefault((job, lease.task), [])
@@ -111,8 +144,8 @@ class DispatchWorld(RuleBasedStateMachine):
     def start(self, peers: int, tasks: int, expected: bool, retries: int) -> None:
         self.feed(d.Tick())
         for peer in PEERS[:peers]:
-            self.peer_usable(peer, 0.001, 50.0)
-        self.open_job(JOBS[0], tasks if expected else None, retries, 5, True, None)
+            self.peer_usable(peer, 0.001, 50.0, FACTS[0])
+        self.open_job(JOBS[0], tasks if expected else None, retries, 5, True, None, {})
         self.add_tasks(JOBS[0], tasks)
 
     @rule(
@@ -122,14 +155,22 @@ class DispatchWorld(RuleBasedStateMachine):
         priority=st.sampled_from([1, 5]),
         skip=st.booleans(),
         timeout_s=st.sampled_from([None, None, 30.0]),
+        choice=st.sampled_from(CHOICES),
     )
     def open_job(
-        self, job: JobId, expected: int | None, retries: int, priority: int, skip: bool, timeout_s: float | None
+        self,
+        job: JobId,
+        expected: int | None,
+        retries: int,
+        priority: int,
+        skip: bool,
+        timeout_s: float | None,
+        choice: dict[str, Any],
     ) -> None:
         if job in self.specs:
             return
         on_error = OnError.SKIP if skip else OnError.RAISE
-        options = JobOptions(retries=retries, priority=priority, on_error=on_error, job_timeout_s=timeout_s)
+        options = JobOptions(retries=retries, priority=priority, on_error=on_error, job_timeout_s=timeout_s, **choice)
         self.specs[job] = spec_of(job, options, expected)
         self.state[job] = JobState.RUNNING
         self.added[job] = 0
@@ -150,11 +191,17 @@ class DispatchWorld(RuleBasedStateMachine):
             self.inputs_ended.add(job)
         self.feed(d.InputsEnded(job))
 
-    @rule(peer=st.sampled_from(PEERS), rtt_s=st.sampled_from([0.0, 0.001, 0.1]), rank=st.floats(0, 100))
-    def peer_usable(self, peer: PeerId, rtt_s: float, rank: float) -> None:
+    @rule(
+        peer=st.sampled_from(PEERS),
+        rtt_s=st.sampled_from([0.0, 0.001, 0.2]),
+        rank=st.floats(0, 100),
+        facts=st.sampled_from(FACTS),
+    )
+    def peer_usable(self, peer: PeerId, rtt_s: float, rank: float, facts: Facts) -> None:
+        self.facts[peer] = facts
         self.offered.setdefault(peer, set())
         self.accepted.setdefault(peer, set())
-        self.feed(d.PeerUsable(peer, rtt_s, rtt_s == 0.0, rank))
+        self.feed(d.PeerUsable(peer, rtt_s, rtt_s == 0.0, rank, facts))
 
     @rule(peer=st.sampled_from(PEERS))
     def peer_gone(self, peer: PeerId) -> None:
@@ -272,10 +319,13 @@ class DispatchWorld(RuleBasedStateMachine):
     @invariant()
     def no_task_waits_beside_free_credit(self) -> None:
         for peer, jobs in self.accepted.items():
+            if self.facts[peer].is_suspect:
+                continue
             waiting = [
                 job
                 for job in jobs
                 if self.state[job] is JobState.RUNNING
+                and not self.is_choosy(job)
                 and self.added[job] > len(self.settled[job]) + self.machine.progress(job, self.now).tasks_running
             ]
             idle = self.slots.get(peer, 0) > 0 and not any(self.held.get((peer, job)) for job in JOBS)
@@ -284,6 +334,12 @@ class DispatchWorld(RuleBasedStateMachine):
                 assert self.machine.deadline() is not None or any(
                     self.machine.progress(job, self.now).retries for job in waiting
                 )
+
+    def is_choosy(self, job: JobId) -> bool:
+        """Whether the job may leave a peer out for reasons that the world does not see."""
+        options = self.specs[job].options
+        named = options.strategy in ("cost_aware", "dynamic", "latency_based")
+        return bool(options.requirements or options.budget or options.balancer or named)
 
     @invariant()
     def progress_adds_up(self) -> None:
@@ -300,7 +356,8 @@ class DispatchWorld(RuleBasedStateMachine):
             self.peer_gone(peer)
         self.offered[honest] = set()
         self.accepted[honest] = set()
-        self.feed(d.PeerUsable(honest, 0.0, True, 50.0))
+        self.facts[honest] = FACTS[0]
+        self.feed(d.PeerUsable(honest, 0.0, True, 50.0, FACTS[0]))
         for job in self.specs:
             self.end_inputs(job)
         for _ in range(2000):

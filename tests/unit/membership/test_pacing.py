@@ -62,6 +62,8 @@ URGENT: dict[str, Any] = {
     "addresses": (Address("10.0.0.9", 1),),
     "functions": ("f",),
     "labels": ("gpu",),
+    "cost_per_hour": 2.5,
+    "performance_tier": "premium",
     "reach": Reach.PUBLIC,
     "relays": (Relay(peer_of(3), Address("192.0.2.1", 9876)),),
     "slots": 3,

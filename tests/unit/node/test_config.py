@@ -85,6 +85,10 @@ def test_flags_may_repeat() -> None:
         ({}, {}, 'log_level = "loud"\n', "debug, info, warning"),
         ({"name": "x" * 300}, {}, "", "at most 256"),
         ({"labels": [str(number) for number in range(40)]}, {}, "", "at most 32 labels"),
+        ({"labels": ["x" * 129]}, {}, "", "at most 128 characters"),
+        ({"cost_per_hour": "-1"}, {}, "", "a number from 0 up"),
+        ({}, {"P2PCOMPUTE_COST_PER_HOUR": "cheap"}, "", "a number from 0 up"),
+        ({"performance_tier": "golden"}, {}, "", "basic, standard, premium"),
         ({}, {}, "instance = 0\n", "from 1 to 9999"),
     ],
 )

@@ -50,6 +50,33 @@ def test_fields_of_later_versions_survive_being_passed_on() -> None:
     assert again.wire == opened.wire, "what is passed on is what was received"
 
 
+def test_price_and_tier_travel_only_where_they_say_something() -> None:
+    dear = dataclasses.replace(RECORD, cost_per_hour=2.5, performance_tier="premium")
+    assert open_record(sign_record(dear, KEY).wire, verify_signature).record == dear
+    body = unpack(unpack(sign_record(RECORD, KEY).wire)[2])
+    assert not {"cost_per_hour", "performance_tier"} & set(body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "read"),
+    [
+        ("performance_tier", "golden", "standard"),
+        ("cost_per_hour", -1.0, None),
+        ("cost_per_hour", 1e10, None),
+        ("cost_per_hour", "1", None),
+    ],
+)
+def test_prices_and_tiers_of_others(field: str, value: object, read: object) -> None:
+    version, public, body, _ = unpack(sign_record(RECORD, KEY).wire)
+    changed = pack({**unpack(body), field: value})
+    wire = pack([version, public, changed, KEY.sign(CONTEXT + bytes([version]), changed)])
+    if read is None:
+        with pytest.raises(ProtocolError, match=field):
+            open_record(wire, verify_signature)
+    else:
+        assert getattr(open_record(wire, verify_signature).record, field) == read
+
+
 def test_nobody_else_can_write_it() -> None:
     wire = sign_record(RECORD, KEY).wire
     version, public, body, signature = unpack(wire)

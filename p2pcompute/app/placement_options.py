@@ -1,0 +1,38 @@
+"""From the flags of `submit` and `map` to options about where a job runs: names and texts here, checks in the options themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2pcompute.app.common import usage
+
+#: Wishes that need no value.
+_FLAGS = {"local": "prefer_local", "prefer_local": "prefer_local"}
+
+
+def placement_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Options by name, None where a flag was not given. Ends the program with a usage error for a wish that is none."""
+    return {
+        "strategy": given["strategy"],
+        "fallback_strategy": given["fallback"],
+        "task_type": given["task_type"],
+        "requirements": [*given["requirements"], *(f"label {label}" for label in given["labels"])] or None,
+        "preferences": _preferences(given["preferences"]),
+        "budget": given["max_cost"],
+        "expected_task_s": given["task_seconds"],
+        "on_unmet": "wait" if given["waits"] else None,
+    }
+
+
+def _preferences(wishes: tuple[str, ...]) -> dict[str, Any] | None:
+    chosen: dict[str, Any] = {}
+    for wish in wishes:
+        name, equals, value = wish.partition("=")
+        flag = _FLAGS.get(name.strip().replace("-", "_"))
+        if flag is not None and not equals:
+            chosen[flag] = True
+        elif equals and value.strip():
+            chosen[name.strip().replace("-", "_")] = value.strip()
+        else:
+            usage(f"--prefer {wish!r}: write local, or a name and a value such as max_latency=100ms or cost_limit=10")
+    return chosen or None
