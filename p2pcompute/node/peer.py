@@ -109,8 +109,6 @@ class Peer(Door):
         self._exits = contextlib.AsyncExitStack()
         self._started = False
         self._stopping = False
-        #: Where a peer is in the newest topology; nowhere while nobody computes one.
-        self.place_of: Callable[[PeerId], Place] = lambda peer: NOWHERE
         #: Who wants to hear of peers that appear and go.
         self._watchers: list[Watcher] = []
         self._started_at = 0.0
@@ -330,6 +328,14 @@ class Peer(Door):
             watch = await self._offload.run(_topology_watch)
             return await watch(lambda: self.view, self.own, self._clock, self._offload).look()
         return await self._topology.look()
+
+    def place_of(self, peer: PeerId) -> Place:
+        """Where `peer` is in the newest shape of the network; nowhere before the first one, and where it is no part of it."""
+        shape = None if self._topology is None else self._topology.shape
+        row = None if shape is None else shape.row(peer)
+        if shape is None or row is None:
+            return NOWHERE
+        return Place(float(shape.scores[row]), int(shape.labels[row]))
 
     def name_of(self, peer: PeerId) -> str:
         """What people call a peer: its name, with its short id where two share a name."""

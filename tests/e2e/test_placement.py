@@ -376,3 +376,32 @@ def test_a_killed_peer_is_left_and_a_frozen_one_is_not_asked(here: Machine, tmp_
     finally:
         frozen.process.send_signal(signal.SIGCONT)
     assert good.process.poll() is None
+
+
+def test_strategies_know_the_shape_of_the_network(home: Path) -> None:
+    """Links that peers measure become communities and scores, at every peer the same, and reach the strategies of its jobs."""
+
+    async def body() -> None:
+        seen: list[tuple[int | None, set[tuple[int | None, float]]]] = []
+
+        def watching(candidates: Sequence[Candidate], job: Situation) -> list[PeerId]:
+            seen.append((job.home, {(each.facts.community, each.facts.fiedler_score) for each in candidates}))
+            return [each.peer for each in candidates]
+
+        async def told() -> bool:
+            await done_by(peers[0], 6, balancer=watching)
+            return seen[-1][0] == 0 and all(row == {(0, 1.0)} for _, row in seen[-3:])
+
+        async with peers_of(home, {}, {}, {}) as peers:
+            async with asyncio.timeout(30):
+                while not await told():
+                    pass
+            shapes = [await peer.shape() for peer in peers]
+            assert {shape.peers for shape in shapes} == {tuple(sorted(peer.peer_id for peer in peers))}
+            assert len({shape.key_nodes[0].peer for shape in shapes}) == 1
+            (leads,) = [peer for peer in peers if shapes[0].is_key_node(peer.peer_id)]
+            async with asyncio.timeout(30):
+                while not leads.own.record.leads:  # noqa: ASYNC110 - the record is told at the next look
+                    await asyncio.sleep(0.05)
+
+    run(body(), 90)
