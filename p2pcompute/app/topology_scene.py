@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from p2pcompute.app.render import printable
 
-#: Cells of the longest name that stands in a picture; in tables names are whole.
+#: Cells of the longest name that stands in a picture; `--json` has it whole.
 NAME_CELLS_MAX = 18
 #: Of a short id, what tells two peers of one name apart.
 _ID_CHARACTERS = 4
@@ -150,9 +150,12 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         # A name of combining characters alone would be written onto what stands before it.
         names.append(shortened(name if cell_len(name) else row["short"], NAME_CELLS_MAX))
     counts = Counter(names)
-    return [
+    told_apart = [
         f"{shortened(name, NAME_CELLS_MAX - _ID_CHARACTERS - 1)} {row['short'][:_ID_CHARACTERS]}"
         if counts[name] > 1
         else name
         for row, name in zip(rows, names, strict=True)
     ]
+    # A stranger may call itself what somebody else is called now; nobody is called by two ids.
+    counts = Counter(told_apart)
+    return [row["short"] if counts[name] > 1 else name for row, name in zip(rows, told_apart, strict=True)]

@@ -67,6 +67,7 @@ def drawn(scene: Scene, screen: Screen) -> list[Text]:
     rows = ROWS_USUAL
     if screen.height is not None:
         # One row for the summary, one for the key to the marks, one for the prompt that comes after.
+        notes = notes[: max(screen.height - 3 - ROWS_MIN, 0)]
         room = screen.height - 3 - len(notes)
         rest = max(room - max(ROWS_MIN, room // 2), 0)
         legend_rows = min(legend_rows, max(rest - 1, 0))
