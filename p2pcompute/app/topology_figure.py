@@ -188,6 +188,7 @@ def _joins(scene: Scene, link: SceneLink) -> bool:
 
 
 def _draw_marks(axes: Axes, scene: Scene, spots: Sequence[Spot | None], cells: int) -> None:
+    thinner = min(1.0, cells / _MARK_CELLS)
     across = cells / _CELLS_PER_INCH * 72
     for community in scene.communities:
         number = community["community"]
@@ -205,7 +206,7 @@ def _draw_marks(axes: Axes, scene: Scene, spots: Sequence[Spot | None], cells: i
             c=colour_of(number),
             marker=marker,
             edgecolors=["black" if peer.is_key_node else "#444444" if peer.stand_in else "white" for _, peer in places],
-            linewidths=[1.6 if peer.is_key_node else 0.8 if peer.stand_in else 0.3 for _, peer in places],
+            linewidths=[thinner * (1.6 if peer.is_key_node else 0.8 if peer.stand_in else 0.3) for _, peer in places],
             zorder=3,
         )
         drawn.set_gid(f"community-{community['name']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -16,9 +17,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from p2pcompute.node.config import PeerConfig
+from p2pcompute.node.folders import Folders
+from p2pcompute.node.remote import RemotePeer
+from p2pcompute.node.service import serving
 from tests.support.peers import WAIT_S, Machine, machine, own_ports, until_now
 
 NAMES = ("anna", "bert", "<carl & co>")
@@ -78,6 +84,22 @@ def test_the_picture_the_figures_and_the_files(here: Machine, tmp_path: Path) ->
     nowhere = here.run("topology", "--svg", str(tmp_path / "no" / "folder.svg"), check=False)
     assert nowhere.returncode != 0
     assert "cannot write" in nowhere.stderr
+
+
+def test_programs_get_the_same_document(tmp_path: Path) -> None:
+    async def documents() -> list[dict[str, Any]]:
+        folders = Folders.beneath(tmp_path)
+        config = PeerConfig.test(name="anna", slots=1)
+        async with (
+            serving(config, lambda: None, folders) as peer,
+            await RemotePeer.connect(peer.instance.socket_path) as remote,
+        ):
+            return [await peer.topology(), await remote.topology()]
+
+    here, there = asyncio.run(documents())
+    assert here == there
+    assert [row["name"] for row in here["peers"]] == ["anna"]
+    assert here["notes"] == ["no other peer takes part: there is nothing to coordinate"]
 
 
 def test_it_is_drawn_again_until_it_is_told_to_stop(here: Machine) -> None:

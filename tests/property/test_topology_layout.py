@@ -74,6 +74,18 @@ def test_names_go_before_marks(marks: list[Mark], canvas: Canvas) -> None:
         assert all(spot is None or spot.name_column is None for spot in spots)
 
 
+def test_a_name_goes_for_the_last_mark() -> None:
+    """15 marks need 30 of 40 cells; with one name they would need 42."""
+    marks = [Mark(0.0, 0.0, 0, 1, 10)] * 15
+    spots = place(marks, Canvas(40, 1))
+    assert None not in spots
+    assert [spot.name_column for spot in spots if spot is not None] == [None] * 15
+    fewer = place(marks[:14], Canvas(44, 1))
+    assert None not in fewer
+    assert fewer[0] is not None
+    assert fewer[0].name_column is not None, "the most important one has the name that fits"
+
+
 @given(MARKS, TERMINAL)
 @settings(deadline=None)
 def test_who_fits_is_there(marks: list[Mark], canvas: Canvas) -> None:

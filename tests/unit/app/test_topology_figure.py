@@ -165,9 +165,7 @@ def test_colour_and_shape_tell_communities_apart() -> None:
 @needs_matplotlib
 def test_no_display_is_needed_and_the_users_settings_do_not_matter(tmp_path: Path) -> None:
     document = document_of(1, 2)
-    (tmp_path / "matplotlibrc").write_text(
-        "backend: TkAgg\nfont.size: 30\nsvg.fonttype: path\nfigure.facecolor: black\n"
-    )
+    (tmp_path / "matplotlibrc").write_text("backend: TkAgg\ntext.color: red\nlegend.fontsize: 30\nsvg.fonttype: path\n")
     code = (
         "import json, sys\n"
         "from p2pcompute.app.topology_figure import picture\n"

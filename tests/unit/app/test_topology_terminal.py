@@ -53,7 +53,9 @@ def test_everybody_is_there_and_key_nodes_are_marked(network: str, size: tuple[i
         assert picture.count(shape) - ("(●)" in picture.splitlines()[-1] and shape == "●") in (expected, expected + 1)
     for peer in of.peers:
         if peer.is_key_node or peer.is_own:
-            assert mark_of(peer, screen) in picture
+            shape = shape_of(peer.community, screen)
+            around = "{}" if peer.is_key_node and peer.is_own else "[]" if peer.is_key_node else "()"
+            assert mark_of(peer, screen) == f"{around[0]}{shape}{around[1]}"
             assert (
                 f"{mark_of(peer, screen)} {peer.name}" in picture or f"{peer.name} {mark_of(peer, screen)}" in picture
             )

@@ -94,6 +94,10 @@ def test_an_estimate_is_marked_and_claims_no_milliseconds() -> None:
     assert (estimate["rtt_ms"], estimate["bandwidth_mbps"]) == (None, None)
     assert estimate["weight"] > 0
     assert any(note.startswith("1 link is an estimate") for note in document["notes"])
+    # Nor where the link was measured since: the shape is of the time before.
+    _, later = shape_and_view(2, 4)
+    document = topology_document(shape_of(placed), later, "home")
+    assert [row["rtt_ms"] for row in document["links"] if row["estimated"]] == [None]
 
 
 @pytest.mark.parametrize(
