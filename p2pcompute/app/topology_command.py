@@ -92,21 +92,25 @@ async def _topology(
 
 
 async def _watch(ask: Callable[[], Awaitable[dict[str, Any]]], as_json: bool) -> None:
-    if as_json or not sys.stdout.isatty():
+    if as_json:
         while True:
-            document = await ask()
-            if as_json:
-                print_json_line(document)
-            else:
-                click.echo("\n".join(line.plain for line in _lines(document)) + "\n")
-                sys.stdout.flush()
+            print_json_line(await ask())
+            await asyncio.sleep(WATCH_INTERVAL_S)
+    from p2pcompute.app.topology_scene import with_letters_of
+
+    document: dict[str, Any] | None = None
+    if not sys.stdout.isatty():
+        while True:
+            document = with_letters_of(document, await ask())
+            click.echo("\n".join(line.plain for line in _lines(document)) + "\n")
+            sys.stdout.flush()
             await asyncio.sleep(WATCH_INTERVAL_S)
     from rich.console import Group
     from rich.live import Live
 
     with Live(console=console(), screen=True, auto_refresh=False) as live:
         while True:
-            document = await ask()
+            document = with_letters_of(document, await ask())
             live.update(Group(*_lines(document)), refresh=True)
             await asyncio.sleep(WATCH_INTERVAL_S)
 

@@ -128,6 +128,35 @@ def scene_of(document: Mapping[str, Any]) -> Scene:
     return Scene(network, peers, links, between, scene.communities, scene.lambda2, scene.notes)
 
 
+def with_letters_of(before: Mapping[str, Any] | None, document: dict[str, Any]) -> dict[str, Any]:
+    """`document` with its communities numbered, lettered and so coloured as those of `before` with most of the same peers.
+
+    Numbers follow from the lowest ids alone and may all move when one peer comes or goes, which would be a riot of colours in a picture that is drawn again.
+    """
+    if before is None:
+        return document
+    was = {row["peer"]: row["community"] for row in before["peers"]}
+    count = len(document["communities"])
+    overlaps = Counter((row["community"], was[row["peer"]]) for row in document["peers"] if row["peer"] in was)
+    kept: dict[int, int] = {}
+    for (new, old), _ in sorted(overlaps.items(), key=lambda item: (-item[1], item[0])):
+        if new not in kept and old < count and old not in kept.values():
+            kept[new] = old
+    free = iter(sorted(set(range(count)) - set(kept.values())))
+    numbers = {new: kept[new] if new in kept else next(free) for new in range(count)}
+    names = {community["community"]: community["name"] for community in document["communities"]}
+    communities = [
+        {**community, "community": number, "name": names[number]}
+        for community in document["communities"]
+        for number in [numbers[community["community"]]]
+    ]
+    return {
+        **document,
+        "peers": [{**row, "community": numbers[row["community"]]} for row in document["peers"]],
+        "communities": sorted(communities, key=lambda community: community["community"]),
+    }
+
+
 def shortened(name: str, cells: int, ending: str = "…") -> str:
     """`name` in at most `cells` cells of a terminal."""
     if cell_len(name) <= cells:

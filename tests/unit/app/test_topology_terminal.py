@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from p2pcompute.app.topology_scene import NAME_CELLS_MAX, Scene, scene_of, shortened
+from p2pcompute.app.topology_scene import NAME_CELLS_MAX, Scene, scene_of, shortened, with_letters_of
 from p2pcompute.app.topology_terminal import (
     COLOURS,
     SHAPES,
@@ -43,14 +43,12 @@ def test_it_fits_the_terminal(network: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_everybody_is_there_and_key_nodes_are_marked(network: str, size: tuple[int, int]) -> None:
     of, screen = scene(network), Screen(*size)
-    text = "\n".join(lines(of, screen))
-    spots = spots_of(of, screen, size[0], size[1] // 2)
-    assert None not in spots
-    picture = text.split("this peer")[0]
-    for shape in {shape_of(peer.community, screen) for peer in of.peers}:
-        expected = sum(shape_of(peer.community, screen) == shape for peer in of.peers)
-        # The line that explains the marks begins before its words.
-        assert picture.count(shape) - ("(●)" in picture.splitlines()[-1] and shape == "●") in (expected, expected + 1)
+    text = lines(of, screen)
+    assert None not in spots_of(of, screen, size[0], size[1] // 2)
+    # Between the summary and the line that explains the marks.
+    picture = "\n".join(text[1 : next(number for number, line in enumerate(text) if "this peer" in line)])
+    shapes = [shape_of(peer.community, screen) for peer in of.peers]
+    assert {shape: picture.count(shape) for shape in SHAPES} == {shape: shapes.count(shape) for shape in SHAPES}
     for peer in of.peers:
         if peer.is_key_node or peer.is_own:
             shape = shape_of(peer.community, screen)
@@ -146,6 +144,36 @@ def test_nobody_can_take_the_name_that_another_was_given() -> None:
     document = document_of(1, 3, name=lambda number: "kitchen")
     document["peers"][2]["name"] = f"kitchen {document['peers'][0]['short'][:4]}"
     assert len({peer.name for peer in scene_of(document).peers}) == 3
+
+
+def test_communities_keep_their_letters_while_one_watches() -> None:
+    before = document_of(3, 4)
+    after = document_of(3, 4)
+    # The lowest id of all has gone, so that the letters of those that are there now would all move by one.
+    swap = {0: 1, 1: 2, 2: 0}
+    for row in after["peers"]:
+        row["community"] = swap[row["community"]]
+    after["communities"] = [
+        {**after["communities"][old], "community": new, "name": "ABC"[new]}
+        for old, new in sorted(swap.items(), key=lambda pair: pair[1])
+    ]
+    assert scene_of(after).communities != scene_of(before).communities
+    kept = with_letters_of(before, after)
+    assert kept["peers"] == before["peers"]
+    assert kept["communities"] == before["communities"]
+    assert with_letters_of(None, after) == after
+
+
+def test_what_appears_or_vanishes_takes_no_letter_from_others() -> None:
+    small, large = document_of(2, 4), document_of(4, 4)
+    for row, old in zip(large["peers"], small["peers"], strict=False):
+        row["peer"], old["peer"] = f"same {row['peer']}", f"same {row['peer']}"
+    for one, other in ((small, large), (large, small)):
+        kept = with_letters_of(one, other)
+        numbers = sorted({row["community"] for row in kept["peers"]})
+        assert numbers == list(range(len(other["communities"])))
+        assert [community["community"] for community in kept["communities"]] == numbers
+        assert [community["name"] for community in kept["communities"]] == list("ABCD"[: len(numbers)])
 
 
 def test_a_name_is_cut_by_cells() -> None:
