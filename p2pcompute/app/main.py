@@ -11,7 +11,15 @@ from typing import NoReturn
 import click
 
 from p2pcompute import __version__
-from p2pcompute.app import demo, doctor_command, jobs_commands, network_commands, peer_commands, submit_commands
+from p2pcompute.app import (
+    demo,
+    doctor_command,
+    jobs_commands,
+    network_commands,
+    peer_commands,
+    submit_commands,
+    topology_command,
+)
 from p2pcompute.app.common import Group, Settings, json_option
 from p2pcompute.app.render import print_json
 
@@ -76,6 +84,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     *peer_commands.COMMANDS,
+    topology_command.topology,
     network_commands.network,
     *submit_commands.COMMANDS,
     *jobs_commands.COMMANDS,

@@ -51,6 +51,7 @@ class ControlMethods:
         self._methods: Mapping[str, Callable[[ControlCall], Awaitable[object]]] = {
             "status": self._status,
             "peers": self._peers,
+            "topology": self._topology,
             "watch": self._watch,
             "job.submit": self._submit,
             "jobs": self._jobs,
@@ -124,6 +125,9 @@ class ControlMethods:
             "peers": [self._row(entry.record.peer) for entry in view.entries],
             "troubles": {whom: trouble.what for whom, trouble in self._peer.overlay.troubles.items()},
         }
+
+    async def _topology(self, _: ControlCall) -> Document:
+        return await self._peer.topology()
 
     async def _watch(self, call: ControlCall) -> None:
         events: asyncio.Queue[tuple[str, PeerId, str]] = asyncio.Queue(1024)

@@ -337,6 +337,12 @@ class Peer(Door):
             return NOWHERE
         return Place(float(shape.scores[row]), int(shape.labels[row]))
 
+    async def topology(self) -> dict[str, Any]:
+        """The same as a plain document; its keys: `node/topology_report.py`."""
+        shape, view = await self.shape(), self.view
+        report = await self._offload.run(_topology_report)
+        return await self._offload.run(lambda: report(shape, view, self.network.name))
+
     def name_of(self, peer: PeerId) -> str:
         """What people call a peer: its name, with its short id where two share a name."""
         if peer == self.peer_id:
@@ -492,3 +498,9 @@ def _topology_watch() -> type[TopologyWatch]:
     from p2pcompute.node.topology import TopologyWatch
 
     return TopologyWatch
+
+
+def _topology_report() -> Callable[[NetworkShape, PeerView, str], dict[str, Any]]:
+    from p2pcompute.node.topology_report import topology_document
+
+    return topology_document

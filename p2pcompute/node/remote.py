@@ -58,6 +58,11 @@ class RemotePeer(Door):
         """The answer to any method of `node/control_methods.py`."""
         return await self.client.call(method, **arguments)
 
+    async def topology(self) -> dict[str, Any]:
+        """Communities, key nodes, places and links of the network as the running peer sees it; see `node/topology_report.py`."""
+        document: dict[str, Any] = await self.client.call("topology")
+        return document
+
     def name_of(self, peer: PeerId) -> str:
         """What people call a peer, as far as a result from it has come."""
         return self._names.get(peer, peer.hex()[:8])
