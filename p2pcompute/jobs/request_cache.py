@@ -96,13 +96,13 @@ class RequestCache:
         self._misses = 0
         self._dropped = 0
 
-    def get(self, key: RequestKey, now: float) -> bytes | None:
-        """The answer that was kept less than `ttl_s` ago, or None."""
+    def get(self, key: RequestKey, now: float, younger_than_s: float = math.inf) -> bytes | None:
+        """The answer that was kept less than `ttl_s` and less than `younger_than_s` ago, or None."""
         if not self.settings.enabled:
             return None
         self._expire(now)
         entry = self._entries.get(key)
-        if entry is None:
+        if entry is None or self._now - entry[0] >= younger_than_s:
             self._misses += 1
             return None
         self._hits += 1
