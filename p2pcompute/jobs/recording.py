@@ -9,6 +9,7 @@ Refuses to know the clock (`now` is monotonic seconds), and where records go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from p2pcompute.model import limits
@@ -41,8 +42,8 @@ class Recording:
         self._strategy = spec.options.strategy if spec.options.balancer is None else _CUSTOM
         #: When the job began.
         self._opened_at = now
-        #: When it was told last; at first so long ago that the first results are due at once where the placing rests on them.
-        self._told_at = now - self._between_s[0]
+        #: When it was told last. Where the placing rests on them, the first results are due at once.
+        self._told_at = -math.inf if is_prompt else now
         #: (tasks, seconds of all of them together) by peer, outcome and whether they merge; empty when it was just told.
         self._sums: dict[tuple[PeerId, Outcome, bool], list[float]] = {}
 

@@ -187,18 +187,21 @@ class Records:
         except UsageError as error:
             self._log.warning("smart_adaptive learns means only", cause=str(error))
             return
-        async with self._writing:
-            # From here on: what is pending now is written before the database is read.
-            self._late = []
-            await self._write_pending()
-            known = await self._offload.run(self._known)
-            core = await self._offload.run(lambda: core_of(self._rng, learner, self.book, known))
-        while self._late:
-            some, self._late = self._late[:AT_ONCE], self._late[AT_ONCE:]
-            for record in some:
-                core.observe(record)
-            await asyncio.sleep(0)
-        self._late = None
+        late: list[PerformanceRecord] = []
+        try:
+            async with self._writing:
+                # From here on: what is pending now is written before the database is read.
+                self._late = late
+                await self._write_pending()
+                known = await self._offload.run(self._known)
+                core = await self._offload.run(lambda: core_of(self._rng, learner, self.book, known))
+            while late:
+                for record in late[:AT_ONCE]:
+                    core.observe(record)
+                del late[:AT_ONCE]
+                await asyncio.sleep(0)
+        finally:
+            self._late = None
         self.shared.core = core
         self._log.info("smart_adaptive has its regression", records=len(known))
 
