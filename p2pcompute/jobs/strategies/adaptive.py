@@ -19,6 +19,8 @@ from p2pcompute.model.performance import FunctionKey
 
 #: What a situation is about that names no function: it is of no job.
 UNNAMED = FunctionKey("", ProgramId(bytes(32)))
+#: What a submitter expects counts as at most so many times the usual, or so small a part of it: more is a slip of the pen.
+COMPLEXITY_MAX = 4096.0
 
 
 class Shared:
@@ -36,7 +38,16 @@ class Shared:
 
     def row(self, candidate: Candidate, job: Situation) -> tuple[float, ...]:
         """What the strategy sees of `candidate`, to be put into a record about it."""
-        return self.core.features(request_of(job, self.hour()), facts_of(candidate), job.now)
+        return self.core.features(self.request(job), facts_of(candidate), job.now)
+
+    def request(self, job: Situation) -> Request:
+        """A task of the job. Its complexity is the time that the submitter expects over what the function lately took anywhere."""
+        function, expected_s = job.function or UNNAMED, job.options.expected_task_s
+        usual_s = None if expected_s is None else self.core.book.mean_function_s(function, job.now)
+        complexity = 1.0
+        if expected_s is not None and usual_s:
+            complexity = min(max(expected_s / usual_s, 1 / COMPLEXITY_MAX), COMPLEXITY_MAX)
+        return Request(function, int(job.input_bytes), complexity, self.hour())
 
 
 class Adaptive(Strategy):
@@ -49,14 +60,8 @@ class Adaptive(Strategy):
 
     def order(self, candidates: Sequence[Candidate], job: Situation) -> list[PeerId]:
         """As the core orders, for what the job wants."""
-        shared = self._shared
         peers = [facts_of(each) for each in candidates]
-        return shared.core.order(request_of(job, shared.hour()), peers, job.now, job.options.optimization_target)
-
-
-def request_of(job: Situation, hour: float) -> Request:
-    """A task of the job."""
-    return Request(job.function or UNNAMED, int(job.input_bytes), hour=hour)
+        return self._shared.core.order(self._shared.request(job), peers, job.now, job.options.optimization_target)
 
 
 def facts_of(candidate: Candidate) -> PeerFacts:

@@ -10,7 +10,7 @@ from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs.plan import Candidate, Facts, fastest_first
 from p2pcompute.jobs.strategies import ADAPTIVE, FACTORIES, NAMES, Registry, Situation
 from p2pcompute.jobs.strategies.adaptive import Shared, facts_of
-from p2pcompute.jobs.strategies.features import is_row
+from p2pcompute.jobs.strategies.features import SHARED, is_row
 from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, SmartAdaptive
 from p2pcompute.jobs.submit import check_options, options_document, options_of
 from p2pcompute.model.capability import Capability, Gpu
@@ -87,6 +87,14 @@ def test_a_row_for_a_record() -> None:
     row = one.row(peer(A), situation(input_bytes=1 << 20))
     assert is_row(row)
     assert row != one.row(peer(A), situation(input_bytes=16)), "the size of a request is in it"
+    saw(one.core, A, 2.0)
+    as_usual, hard, absurd = (
+        one.row(peer(A), Situation(0.0, JobOptions(expected_task_s=expected_s), function=SQUARE))
+        for expected_s in (2.0, 8.0, float("inf"))
+    )
+    place = SHARED.index("complexity")
+    assert (as_usual[place], hard[place]) == (0.0, 0.5), "what is expected, over what the function took lately"
+    assert is_row(absurd)
     assert is_row(one.row(peer(A), Situation(0.0, JobOptions()))), "also of a situation that names no function"
 
 
