@@ -84,6 +84,8 @@ class Records:
         self._dirty = asyncio.Event()
         #: Whether the last batch could not be written: that is said once.
         self._failing = False
+        #: Whether the file is closed, or about to be.
+        self._closed = False
 
     @classmethod
     async def open(
@@ -190,6 +192,8 @@ class Records:
         late: list[PerformanceRecord] = []
         try:
             async with self._writing:
+                if self._closed:
+                    return
                 # From here on: what is pending now is written before the database is read.
                 self._late = late
                 await self._write_pending()
@@ -239,7 +243,7 @@ class Records:
             await self._write_pending()
 
     async def _write_pending(self) -> None:
-        if not self._pending:
+        if not self._pending or self._closed:
             return
         rows = list(self._pending)
         self._pending.clear()
@@ -257,8 +261,11 @@ class Records:
         """Write down what there is and close the file; a second call does nothing."""
         for job, (recording, input_bytes) in list(self._open.items()):
             self.ended(job, recording, input_bytes)
-        await self.write()
-        await self._offload.run(self._database.close)
+        async with self._writing:
+            if not self._closed:
+                await self._write_pending()
+            self._closed = True
+            await self._offload.run(self._database.close)
 
 
 def is_adaptive(options: JobOptions) -> bool:

@@ -171,6 +171,10 @@ def test_equal_calls_are_answered_without_a_peer(home: Path) -> None:
             again = await naps(peers[0], range(10), cache_ttl_s=300)
             assert (again.tasks_cached, again.tasks_done, again.tasks_total, tasks()) == (8, 10, 10, 10)
             assert (await naps(peers[0], range(10), cache_ttl_s=300)).tasks_cached == 10
+            seen: list[JobProgress] = []
+            many = peers[0].map(jobs_module.naps, iter(range(10)), on_progress=seen.append, cache_ttl_s=300)
+            assert [value async for value in many] == [x * x for x in range(10)]
+            assert (seen[-1].tasks_cached, seen[-1].tasks_done, seen[-1].tasks_total) == (10, 10, 10)
             # Nobody else is given what was computed for others, and what was not asked for is not kept.
             assert (await naps(peers[0], range(8))).tasks_cached == 0
             assert tasks() == 18
@@ -182,7 +186,7 @@ def test_equal_calls_are_answered_without_a_peer(home: Path) -> None:
                 await lender.stop()
             assert await peers[0].call(jobs_module.naps, (50,), None, options) == 2500
             assert (await naps(peers[0], range(10), cache_ttl_s=300)).tasks_cached == 10
-            assert peers[0].origin.answers.figures().hits == 8 + 10 + 1 + 10
+            assert peers[0].origin.answers.figures().hits == 8 + 10 + 10 + 1 + 10
 
     run(body())
 

@@ -260,3 +260,19 @@ def test_who_asks_for_it() -> None:
     assert is_adaptive(JobOptions(fallback_strategy="smart_adaptive"))
     assert not is_adaptive(JobOptions())
     assert not is_adaptive(JobOptions(balancer=lambda candidates, job: candidates))
+
+
+def test_what_comes_after_its_end_is_passed_over(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with opened(tmp_path, Clock()) as records:
+            await records.close()
+            means = records.shared.core
+            with capture_logs() as said:
+                tell(records, 1, Clock())
+                await records.load()
+                await records.write()
+                await records.close()
+            assert not said
+            assert records.shared.core is means
+
+    asyncio.run(body())
