@@ -101,8 +101,8 @@ class OriginJob:
             raise UsageError(f"{len(weights)} weights for more inputs than that: give one weight an input")
         for arguments in batch:
             self._arguments[TaskIndex(self.inputs)] = self._payload(arguments)
-            self.input_bytes += len(arguments)
             self.inputs += 1
+        self.input_bytes += sum(map(len, batch))
         return tuple(TaskIndex(number) for number in range(first, self.inputs))
 
     def blob_bytes(self, tasks: Sequence[TaskIndex]) -> int:
