@@ -73,6 +73,7 @@ def show(ctx: click.Context, job: str, peer: str | None, as_json: bool) -> None:
         "time": duration(details["elapsed_s"]),
         "by peer": _by_peer(details["done_by_peer"]) or "-",
         "retries": str(details.get("retries", 0)),
+        "from the cache": str(details.get("tasks_cached", 0)),
         "error": details.get("error") or "-",
     }
     for name, text in lines.items():

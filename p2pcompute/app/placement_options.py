@@ -15,6 +15,8 @@ def placement_options(given: dict[str, Any]) -> dict[str, Any]:
     return {
         "strategy": given["strategy"],
         "fallback_strategy": given["fallback"],
+        "optimization_target": given["target"],
+        "cache_ttl_s": given["cache"],
         "task_type": given["task_type"],
         "requirements": [*given["requirements"], *(f"label {label}" for label in given["labels"])] or None,
         "preferences": _preferences(given["preferences"]),

@@ -59,6 +59,8 @@ class Progress:
         detail = f"{progress.tasks_running} running, {peers} peer{'' if peers == 1 else 's'}"
         if progress.retries:
             detail += f", {progress.retries} retries"
+        if progress.tasks_cached:
+            detail += f", {progress.tasks_cached} from the cache"
         if progress.tasks_failed:
             detail += f", {progress.tasks_failed} failed"
         self._bar.update(

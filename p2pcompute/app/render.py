@@ -149,6 +149,10 @@ def peer_columns(*, wide: bool = False) -> list[Column]:
         columns += [
             ("why this path", lambda row: str(row.get("path_why") or "-"), "left"),
             ("reach", _reach, "left"),
+            ("tasks/hour", lambda row: number(row.get("tasks")), "right"),
+            ("success", lambda row: _percent(row.get("success_rate")), "right"),
+            ("mean time", lambda row: _time(row.get("mean_s")), "right"),
+            ("per function", _functions, "left"),
             ("labels", lambda row: ", ".join(row.get("labels") or []) or "-", "left"),
             ("cost/h", lambda row: number(row.get("cost_per_hour"), 2), "right"),
             ("tier", lambda row: str(row.get("performance_tier") or "-"), "left"),
@@ -168,6 +172,24 @@ def gpu_text(gpus: Sequence[str]) -> str:
     for name in gpus:
         counts[name] = counts.get(name, 0) + 1
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items()) or "-"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}" if share in (0.0, 1.0) else f"{share:.1%}"
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.3g} ms" if seconds < 1 else duration(seconds)
+
+
+def _functions(row: Row) -> str:
+    each = row.get("functions") or []
+    texts = [
+        f"{one['function']}: {_percent(one['success_rate'])} of {one['tasks']}, {_time(one['mean_s'])}"
+        for one in each[:3]
+    ]
+    more = [f"and {len(each) - 3} more (--json)"] if len(each) > 3 else []
+    return "; ".join(texts + more) or "-"
 
 
 def _path(row: Row) -> str:

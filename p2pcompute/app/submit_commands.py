@@ -63,6 +63,17 @@ def _job_options(command: F) -> F:
             ),
             click.option("--strategy", metavar="NAME", help="Who is given work first; default hlig (see the README)."),
             click.option("--fallback", metavar="NAME", help="Strategy to use where the first fails or leaves nobody."),
+            click.option(
+                "--target",
+                metavar="NAME",
+                help="For smart_adaptive: minimize_latency (default), maximize_throughput or minimize_cost.",
+            ),
+            click.option(
+                "--cache",
+                type=float,
+                metavar="S",
+                help="Use answers to equal calls again that are younger than S seconds.",
+            ),
             click.option("--task-type", metavar="TYPE", help="compute (default), network, memory or mixed."),
             click.option(
                 "--require",
@@ -315,6 +326,7 @@ def progress_document(progress: JobProgress, door: AnyPeer) -> dict[str, Any]:
         "state": progress.state.value,
         "tasks_done": progress.tasks_done,
         "tasks_failed": progress.tasks_failed,
+        "tasks_cached": progress.tasks_cached,
         "retries": progress.retries,
         "elapsed_s": round(progress.elapsed_s, 3),
         "done_by_peer": {door.name_of(peer): count for peer, count in progress.done_by_peer},

@@ -62,14 +62,16 @@ from p2pcompute.jobs.judging import Judging
 from p2pcompute.jobs.leases import JobBook, Settling
 from p2pcompute.jobs.offering import Offering
 from p2pcompute.jobs.placing import Placing
+from p2pcompute.jobs.plan import Candidate
 from p2pcompute.jobs.roster import Lender, Roster, candidate, refusals
 from p2pcompute.jobs.shares import Share, ShareState
-from p2pcompute.jobs.strategies import Registry
+from p2pcompute.jobs.strategies import Registry, Situation
 from p2pcompute.jobs.tally import progress_of
 from p2pcompute.jobs.teaching import teach
 from p2pcompute.model import limits
-from p2pcompute.model.ids import REDUCE_BASE, JobId, TaskIndex
+from p2pcompute.model.ids import REDUCE_BASE, JobId, PeerId, TaskIndex
 from p2pcompute.model.job import JobProgress, JobState, OnError, Outcome
+from p2pcompute.model.performance import FunctionKey
 
 __all__ = (
     "CancelAt", "CloseAt", "Completed", "DataHeld", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
@@ -138,6 +140,13 @@ class Dispatch:
         book = self._jobs[job]
         return progress_of(book, now, self._roster.message(book) if book.state is JobState.RUNNING else "")
 
+    def seen(self, job: JobId, peer: PeerId, now: float) -> tuple[Candidate, Situation] | None:
+        """What a strategy sees of a usable peer and a job that is not forgotten; None where one of them is neither."""
+        lender, book = self._roster.lenders.get(peer), self._jobs.get(job)
+        if lender is None or book is None:
+            return None
+        return candidate(lender, book.shares.get(peer), book), self._roster.situation(book, now)
+
     def check_invariants(self) -> None:
         """Raise AssertionError where the machine contradicts itself."""
         for book in self._jobs.values():
@@ -154,7 +163,8 @@ class Dispatch:
         self._judging.begin(now)
         if spec.job in self._jobs:
             return
-        book = self._jobs[spec.job] = JobBook(spec, self._next_serial, now, Placing(spec.options, self._registry))
+        placing = Placing(spec.options, self._registry, FunctionKey(spec.map_entry, spec.program))
+        book = self._jobs[spec.job] = JobBook(spec, self._next_serial, now, placing)
         self._next_serial += 1
         self._roster.enter(book)
         if len(self._roster.running) > limits.JOBS_OPEN_MAX:
@@ -176,6 +186,7 @@ class Dispatch:
             return
         book.add(event.tasks)
         book.placing.blob_bytes += event.blob_bytes
+        book.placing.input_bytes += event.input_bytes
         book.asked = max(0, book.asked - sum(task < REDUCE_BASE for task in event.tasks))
         self._go_on(book, now, out, queued=True)
 

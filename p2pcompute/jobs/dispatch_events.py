@@ -27,12 +27,13 @@ class JobOpened:
 class TasksAdded:
     """Inputs were read, or reductions are ready to run. A number that was added before is passed over.
 
-    `blob_bytes`: what of their arguments, all together, travels as blobs.
+    `input_bytes`: of their arguments, all together; `blob_bytes`: what of that travels as blobs.
     """
 
     job: JobId
     tasks: tuple[TaskIndex, ...]
     blob_bytes: int = 0
+    input_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,11 @@ class PerformanceBook:
         window = self._peers.get(peer)
         return None if window is None else window.summary(now)
 
+    def functions_of(self, peer: PeerId, now: float) -> tuple[tuple[FunctionKey, Summary], ...]:
+        """The functions of which `peer` has tasks in its windows, by name and program."""
+        rows = ((function, self.of(function, peer, now)) for function in sorted(self._functions))
+        return tuple((function, summary) for function, summary in rows if summary is not None and summary.counted)
+
     def peers(self, now: float) -> tuple[tuple[PeerId, Summary], ...]:
         """Every known peer with its summary, by id."""
         return tuple((peer, window.summary(now)) for peer, window in sorted(self._peers.items()))

@@ -15,15 +15,18 @@ from p2pcompute.jobs.requirements import lacks
 from p2pcompute.jobs.strategies import Registry, Report, Situation
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.job import JobOptions
+from p2pcompute.model.performance import FunctionKey
 from p2pcompute.model.placement import Preferences
 
 
 class Placing:
     """The choices of one job."""
 
-    def __init__(self, options: JobOptions, registry: Registry) -> None:
+    def __init__(self, options: JobOptions, registry: Registry, function: FunctionKey | None = None) -> None:
         #: As validated by the submitter.
         self.options = options
+        #: What its tasks run; None where nobody said.
+        self.function = function
         #: Orders the peers.
         self.strategy = registry.make_for(options)
         #: Orders them where the strategy fails or leaves nobody; None: the job ends, or waits.
@@ -40,6 +43,8 @@ class Placing:
         self.unmet = ""
         #: Bytes of arguments of known tasks that travel as blobs.
         self.blob_bytes = 0
+        #: Bytes of all arguments of known tasks.
+        self.input_bytes = 0
         #: Bytes that all tasks share, and how many of them peers have already.
         self.shared_bytes = 0
         self.held_bytes: dict[PeerId, int] = {}

@@ -6,12 +6,8 @@ equal values that are encoded differently (dicts in another order) are a miss an
 returned are kept, no errors. Bounded by bytes, count and age; what would expire first goes first, which is also what
 was kept longest.
 
-Refuses to know the clock (`now` is monotonic seconds) and what is in an answer. How an origin uses it, around the
-payload of each task:
-
-    content = cache.get(key := request_key(function, payload), now)     # before a task is added: an answer settles it
-    at once cache.put(key, report.outcome, result.inline, now)                  # when it completed, where the result is
-    no blob
+Refuses to know the clock (`now` is monotonic seconds) and what is in an answer. `node/answers.py` asks it before tasks are made of
+inputs.
 """
 
 from __future__ import annotations
@@ -96,13 +92,13 @@ class RequestCache:
         self._misses = 0
         self._dropped = 0
 
-    def get(self, key: RequestKey, now: float) -> bytes | None:
-        """The answer that was kept less than `ttl_s` ago, or None."""
+    def get(self, key: RequestKey, now: float, younger_than_s: float = math.inf) -> bytes | None:
+        """The answer that was kept less than `ttl_s` and less than `younger_than_s` ago, or None."""
         if not self.settings.enabled:
             return None
         self._expire(now)
         entry = self._entries.get(key)
-        if entry is None:
+        if entry is None or self._now - entry[0] >= younger_than_s:
             self._misses += 1
             return None
         self._hits += 1

@@ -160,7 +160,18 @@ class Roster:
         options, placing = book.spec.options, book.placing
         task_s = book.speed.task_s if book.speed.task_s is not None else options.expected_task_s
         spent = placing.purse.spent if placing.purse is not None else 0.0
-        return Situation(now, options, task_s, book.waiting, book.left, spent, self.home, task_bytes(book))
+        return Situation(
+            now,
+            options,
+            task_s,
+            book.waiting,
+            book.left,
+            spent,
+            self.home,
+            task_bytes(book),
+            placing.input_bytes / max(len(book.known), 1),
+            placing.function,
+        )
 
     # --- who may not ------------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TypeVar
 
-from p2pcompute.jobs.strategies import Registry
+from p2pcompute.jobs.strategies import NAMES, check_names
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import JobId, ProgramId
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError
-from p2pcompute.model.placement import OnUnmet, TaskType, budget_of, preferences_of
+from p2pcompute.model.placement import OnUnmet, Target, TaskType, budget_of, preferences_of
 from p2pcompute.model.requirement import requirements_of
 
 T = TypeVar("T")
@@ -25,8 +25,6 @@ OPTION_NAMES: tuple[str, ...] = tuple(field.name for field in fields(JobOptions)
 #: Aggregations that run a function of the program.
 NEEDS_REDUCE = frozenset({Aggregation.REDUCE, Aggregation.CUSTOM})
 
-#: Knows the names of strategies.
-_REGISTRY = Registry()
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -50,7 +48,7 @@ def options_of(named: Mapping[str, object]) -> JobOptions:
 
 def check_options(options: JobOptions) -> None:
     """What options cannot see of themselves. Raises UnknownNameError, UsageError."""
-    _REGISTRY.check(options)
+    check_names(options, NAMES)
 
 
 def options_document(options: JobOptions) -> dict[str, object]:
@@ -77,6 +75,8 @@ def options_document(options: JobOptions) -> dict[str, object]:
         "budget": None if budget is None else {"max_cost": budget.max_cost, "currency": budget.currency},
         "expected_task_s": options.expected_task_s,
         "health_check": options.health_check,
+        "optimization_target": options.optimization_target.value,
+        "cache_ttl_s": options.cache_ttl_s,
     }
 
 
@@ -166,6 +166,12 @@ def _task_type(name: str, value: object) -> TaskType:
     return TaskType.parse(value)
 
 
+def _target(name: str, value: object) -> Target:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "'minimize_latency', 'maximize_throughput' or 'minimize_cost'")
+    return Target.parse(value)
+
+
 def _on_unmet(name: str, value: object) -> OnUnmet:
     if not isinstance(value, str):
         raise _wrong(name, value, "'fail' or 'wait'")
@@ -201,6 +207,8 @@ _PARSERS: Mapping[str, Callable[[str, object], object]] = {
     "budget": lambda name, value: budget_of(value),
     "expected_task_s": _or_none(_seconds),
     "health_check": _truth,
+    "optimization_target": _target,
+    "cache_ttl_s": _or_none(_seconds),
     # Whether it is one, the options themselves see.
     "balancer": lambda name, value: value,
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex
-from p2pcompute.model.placement import NO_PREFERENCES, STRATEGY_DEFAULT, Budget, OnUnmet, Preferences, TaskType
+from p2pcompute.model.placement import NO_PREFERENCES, STRATEGY_DEFAULT, Budget, OnUnmet, Preferences, Target, TaskType
 from p2pcompute.model.requirement import Requirement, requirements_of
 
 
@@ -57,6 +57,8 @@ class JobOptions:
     `requirements`: what a peer must have to be used at all. `on_unmet`: what is done where no peer meets them. `expected_task_s`: how
     long a task takes, where the submitter knows; None: it is learned. `health_check`: keep away from peers that are suspected
     or overloaded. `balancer`: the submitter's own strategy (`jobs/strategies/custom.py`), only in the peer's own process; None: none.
+    `optimization_target`: what `smart_adaptive` makes small. `cache_ttl_s`: answers to equal calls are used again that are younger than
+    this, only where results stand alone (aggregation none); None: every call is computed.
     """
 
     timeout_s: float | None = None
@@ -76,16 +78,23 @@ class JobOptions:
     expected_task_s: float | None = None
     health_check: bool = True
     balancer: object = None
+    optimization_target: Target = Target.LATENCY
+    cache_ttl_s: float | None = None
 
     def __post_init__(self) -> None:
         for name, none in (
             ("timeout_s", "no time-out"),
             ("job_timeout_s", "no time-out"),
             ("expected_task_s", "what is not known"),
+            ("cache_ttl_s", "no cache"),
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} is {value}: give seconds above 0, or None for {none}")
+        if self.cache_ttl_s is not None and self.cache_ttl_s > limits.CACHE_TTL_MAX_S:
+            raise UsageError(
+                f"cache_ttl_s is {self.cache_ttl_s:g}: answers are kept for {limits.CACHE_TTL_MAX_S:g} s at most, give that or less"
+            )
         if not 0 <= self.retries <= limits.RETRIES_MAX:
             raise UsageError(f"retries is {self.retries}: give 0 to {limits.RETRIES_MAX}")
         if not 0 <= self.priority <= 9:
@@ -94,6 +103,7 @@ class JobOptions:
             raise UsageError(f"memory_bytes is {self.memory_bytes}: a Python worker needs at least 32 MiB")
         if self.balancer is not None and not (callable(self.balancer) or hasattr(self.balancer, "order")):
             raise UsageError(f"balancer is {self.balancer!r}: give a function of candidates and the job's situation")
+        object.__setattr__(self, "optimization_target", Target.parse(self.optimization_target))
         # Whoever writes them by hand gives a mapping.
         object.__setattr__(self, "requirements", requirements_of(self.requirements))
 
@@ -201,3 +211,4 @@ class JobProgress:
     done_by_peer: tuple[tuple[PeerId, int], ...]
     elapsed_s: float
     message: str = ""
+    tasks_cached: int = 0

@@ -411,6 +411,10 @@ PERFORMANCE_AGE_MAX_S = 28 * 86_400.0
 PERFORMANCE_FEATURES_MAX = 32
 #: Rows that a question about percentiles, or a restart, looks at, the latest: a fraction of a second of work.
 PERFORMANCE_ROWS_READ_MAX = 50_000
+#: Records read back at a start, the latest: what smart_adaptive needs to know a few functions at a few peers; 80 ms of work.
+PERFORMANCE_REPLAYED = 2_000
+#: Records that wait for a slow disk, 300 bytes each; the oldest are lost first.
+PERFORMANCE_PENDING_MAX = 10_000
 #: Results that the request cache holds in all, and one of them: what a laptop can spare, and beyond what travels inline.
 CACHE_BYTES_MAX = 64 << 20
 CACHE_ENTRY_BYTES_MAX = 1 << 20
@@ -418,6 +422,8 @@ CACHE_ENTRY_BYTES_MAX = 1 << 20
 CACHE_ENTRIES_MAX = 10_000
 #: How long a cached result is used where the submitter asked for caching and said nothing else.
 CACHE_TTL_S = 300.0
+#: The longest that a submitter may ask for: a peer runs for weeks, and whoever caches for longer has a file in mind.
+CACHE_TTL_MAX_S = 86_400.0
 
 # --- workers ----------------------------------------------------------------------------------------------------------
 #: stdout and stderr kept and passed on for one task; the rest is dropped and said so.

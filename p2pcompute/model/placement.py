@@ -35,6 +35,25 @@ class TaskType(enum.StrEnum):
             raise UnknownNameError("task type", name, [member.value for member in cls]) from None
 
 
+class Target(enum.StrEnum):
+    """What the adaptive strategy makes small (or, for throughput, large)."""
+
+    #: The time until this task is done: wait + run.
+    LATENCY = "minimize_latency"
+    #: wait + 2·run: the run counts once more for the tasks that could have had the slot meanwhile.
+    THROUGHPUT = "maximize_throughput"
+    #: The peer's price of the run; among equals the time until it is done.
+    COST = "minimize_cost"
+
+    @classmethod
+    def parse(cls, name: str) -> Target:
+        """The target called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
+        try:
+            return cls(name.lower())
+        except ValueError:
+            raise UnknownNameError("optimization_target", name, [member.value for member in cls]) from None
+
+
 class OnUnmet(enum.StrEnum):
     """What a job does that no peer may run: end with an error that says what is lacking, or wait for a peer."""
 

@@ -113,13 +113,14 @@ class ControlMethods:
         link = self._peer.overlay.hub.links.get(peer_id)
         name_of = self._peer.name_of
         way = status.way_of(self._peer.side, link, peer_id, name_of)
-        return status.peer_row(entry.record, entry, link, trouble.what if trouble is not None else None, way, name_of)
+        error = trouble.what if trouble is not None else None
+        return status.peer_row(entry.record, entry, link, error, way, name_of, self._peer.records)
 
     async def _peers(self, _: ControlCall) -> Document:
         view = self._peer.view
         return {
             "own": {
-                **status.peer_row(view.own, None, None, None, name_of=self._peer.name_of),
+                **status.peer_row(view.own, None, None, None, name_of=self._peer.name_of, records=self._peer.records),
                 "may_relay": self._peer.config.relay,
             },
             "peers": [self._row(entry.record.peer) for entry in view.entries],

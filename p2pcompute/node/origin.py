@@ -39,11 +39,13 @@ from p2pcompute.model.job import (
     TaskReport,
 )
 from p2pcompute.model.seams import Clock
+from p2pcompute.node.answers import Answers, check_cached
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.driver import Pump
 from p2pcompute.node.holders import ARGUMENT_BYTES_SCANNED, ARGUMENTS_SCANNED, PROGRAM_BYTES_SCANNED, Holders
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.origin_job import OriginJob
+from p2pcompute.node.records import Records
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import (
@@ -86,13 +88,19 @@ class Origin:
         clock: Clock,
         log: FilteringBoundLogger,
         peer_name: Callable[[PeerId], str],
+        records: Records,
     ) -> None:
         self._store = store
         self._supervisor = supervisor
         self._clock = clock
         self._log = log
         self._peer_name = peer_name
-        self._machine = dispatch.Dispatch()
+        #: What attempts come to.
+        self._records = records
+        #: Answers for equal calls.
+        self.answers = Answers(clock)
+        self._machine = dispatch.Dispatch(records.registry)
+        records.seen = lambda job, peer: self._machine.seen(job, peer, clock.monotonic())
         #: Open channels to peers that compute for us, by peer.
         self._channels: dict[PeerId, Channel] = {}
         #: Peers that sent what is no result, the longest barred first; they get no tasks from this process any more.
@@ -132,7 +140,9 @@ class Origin:
     def open(self, request: JobRequest, inputs: Inputs) -> JobStream:
         """Start a job whose encoded arguments come from `inputs`, batch by batch. Raises BusyError."""
         job = request.spec.job
-        check_options(request.spec.options)
+        options = request.spec.options
+        check_options(options)
+        check_cached(options, request.spec.aggregation)
         if job in self.jobs:
             raise UsageError(f"job {format_job_id(job)} is known at this peer already: give a new one a new id")
         open_jobs = sum(1 for known in self.jobs.values() if known.end is None)
@@ -141,9 +151,14 @@ class Origin:
         stream = JobStream(job, lambda: self.cancel(job))
         stream.on_drop = lambda index: self.drop(job, index)
         self._store.put(request.program, job, request.spec.program)  # type: ignore[arg-type]
-        self.jobs[job] = OriginJob(request, stream, self._store, self._clock.monotonic())
+        recording = self._records.begin(request.spec)
+        self.jobs[job] = OriginJob(request, stream, self._store, self._clock.monotonic(), recording)
         self._forget_old()
-        self._pump.feed(dispatch.JobOpened(request.spec))
+        if self._records.wants_learner(options):
+            self._supervisor.task("load the learner", self._records.load())
+        # With a cache nobody knows how many inputs will be tasks.
+        spec = request.spec if options.cache_ttl_s is None else dataclasses.replace(request.spec, expected_tasks=None)
+        self._pump.feed(dispatch.JobOpened(spec))
         self._shares_data(self.jobs[job], [request.program], PROGRAM_BYTES_SCANNED)
         stream.on_listen = lambda: self._tell(self.jobs[job])
         reader = self._supervisor.task(f"inputs of {format_job_id(job)}", self._read_inputs(self.jobs[job], inputs))
@@ -172,6 +187,8 @@ class Origin:
         return dataclasses.replace(
             machine,
             tasks_total=self._total(known, machine),
+            tasks_done=machine.tasks_done + known.cached,
+            tasks_cached=known.cached,
             message=machine.message or known.message,
         )
 
@@ -194,8 +211,13 @@ class Origin:
                 job.stream.inputs_read += len(batch)
                 if job.inputs < ARGUMENTS_SCANNED:
                     self._shares_data(job, batch[: ARGUMENTS_SCANNED - job.inputs], ARGUMENT_BYTES_SCANNED)
+                before = job.input_bytes
                 added = job.add_inputs(batch)
-                self._pump.feed(dispatch.TasksAdded(name, added, job.blob_bytes(added)))
+                input_bytes = job.input_bytes - before
+                if job.spec.options.cache_ttl_s is not None:
+                    added = self._settle(job, added)
+                if added:
+                    self._pump.feed(dispatch.TasksAdded(name, added, job.blob_bytes(added), input_bytes))
                 for index in sorted(job.dropped.intersection(added)):
                     job.dropped.discard(index)
                     self.drop(name, index)
@@ -212,6 +234,13 @@ class Origin:
             # The submitter's own iterator raised: its error ends the job, with its own words.
             text = f"reading the inputs failed: {type(error).__name__}: {error}"
             self._fail(job, FailureInfo(None, None, b"", "", text, kind="inputs"))
+
+    def _settle(self, job: OriginJob, added: tuple[TaskIndex, ...]) -> tuple[TaskIndex, ...]:
+        """Answer what is known already; what is to be computed."""
+        unknown = self.answers.settle(job, added)
+        if len(unknown) < len(added):
+            self._tell(job)
+        return unknown
 
     def _add(self, job: OriginJob, tasks: tuple[TaskIndex, ...]) -> None:
         if tasks:
@@ -425,9 +454,12 @@ class Origin:
     def _completed(self, effect: dispatch.Completed) -> None:
         job = self.jobs[effect.job]
         added: list[TaskIndex] = []
+        job.recording.batch(effect.reports)
         for report, peer in effect.reports:
             payload, wall_us = job.staged.pop((report.task, report.attempt, peer))
             row = ResultRow(report.task, report.outcome, payload, peer, wall_us)
+            if job.keys:
+                self.answers.keep(job, row)
             try:
                 added.extend(job.completed(row) if report.outcome is Outcome.RETURNED else self._not_returned(job, row))
             except Exception as error:
@@ -435,6 +467,7 @@ class Origin:
                 return
         self._add(job, tuple(added))
         self._maybe_no_more(job)
+        self._records.told(effect.job, job.recording, job.input_bytes_each)
         self._tell(job)
 
     def _not_returned(self, job: OriginJob, row: ResultRow) -> tuple[TaskIndex, ...]:
@@ -475,6 +508,9 @@ class Origin:
         last = effect.history[-1] if effect.history else None
         peer = last.peer if last is not None else PeerId(b"")
         detail = last.detail if last is not None else ""
+        if last is not None:
+            job.recording.attempt(effect.task, last.peer, last.outcome, last.wall_s)
+            self._records.told(effect.job, job.recording, job.input_bytes_each)
         self._note_failure(job, effect.task, effect.outcome, detail, peer, b"", history)
         if job.spec.options.on_error is OnError.SKIP and effect.task >= REDUCE_BASE:
             assert job.failure is not None
@@ -492,6 +528,8 @@ class Origin:
     def _retried(self, effect: dispatch.TaskRetried) -> None:
         job = self.jobs[effect.job]
         job.attempts.append((effect.task, Attempt(effect.peer, effect.outcome, 0.0, "tried again")))
+        job.recording.attempt(effect.task, effect.peer, effect.outcome)
+        self._records.told(effect.job, job.recording, job.input_bytes_each)
         self._log.info(
             "task is tried again",
             job=format_job_id(effect.job),
@@ -537,10 +575,18 @@ class Origin:
             # One event ended more jobs than the machine remembers, such as a time-out of many.
             elapsed_s = self._clock.monotonic() - job.started_at
             machine = JobProgress(effect.job, state, None, 0, 0, 0, 0.0, 0, 0, (), elapsed_s)
-        progress = dataclasses.replace(machine, state=state, tasks_total=self._total(job, machine), tasks_running=0)
+        progress = dataclasses.replace(
+            machine,
+            state=state,
+            tasks_total=self._total(job, machine),
+            tasks_running=0,
+            tasks_done=machine.tasks_done + job.cached,
+            tasks_cached=job.cached,
+        )
         failure = job.failure if state is not JobState.SUCCEEDED else None
         job.end = JobEnd(state, result, failure, progress, tuple(sorted(job.skipped)))
         job.release()
+        self._records.ended(effect.job, job.recording, job.input_bytes_each)
         if job.stop_reading is not None:
             job.stop_reading()
         self._log.info("job ended", job=format_job_id(effect.job), state=state.value, elapsed_s=progress.elapsed_s)
@@ -573,7 +619,7 @@ class Origin:
         if job.spec.expected_tasks is not None and job.spec.aggregation not in (Aggregation.REDUCE, Aggregation.CUSTOM):
             return job.spec.expected_tasks
         if job.inputs_ended and job.no_more_tasks:
-            return machine.tasks_total
+            return None if machine.tasks_total is None else machine.tasks_total + job.cached
         return job.spec.expected_tasks
 
     def _forget_old(self) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 from p2pcompute.execution.values import Encoded, decode, encode
 from p2pcompute.jobs.aggregate import Aggregator
+from p2pcompute.jobs.recording import Recording
 from p2pcompute.jobs.reduce import ReducePlan
+from p2pcompute.jobs.request_cache import RequestKey
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, JobError, UsageError
 from p2pcompute.model.ids import REDUCE_BASE, BlobId, PeerId, TaskIndex
@@ -35,7 +37,9 @@ class OriginJob:
     `add_input` and `completed` return the reduction tasks that have become possible.
     """
 
-    def __init__(self, request: JobRequest, stream: JobStream, store: BlobStore, started_at: float) -> None:
+    def __init__(
+        self, request: JobRequest, stream: JobStream, store: BlobStore, started_at: float, recording: Recording
+    ) -> None:
         self.request = request
         self.spec = request.spec
         self.stream = stream
@@ -47,6 +51,14 @@ class OriginJob:
         self._arguments: dict[TaskIndex, Payload] = {}
         #: Data behind handles that its program and first arguments name: sizes by digest.
         self.shared: dict[BlobId, int] = {}
+        #: What its attempts came to, for the records.
+        self.recording = recording
+        #: Keys of tasks whose answers are to be kept for equal calls; empty without a cache.
+        self.keys: dict[TaskIndex, RequestKey] = {}
+        #: Tasks that were answered out of the cache.
+        self.cached = 0
+        #: Bytes of the arguments of all leaves.
+        self.input_bytes = 0
         #: Inputs so far: the number of the next leaf task.
         self.inputs = 0
         self.inputs_ended = False
@@ -90,12 +102,17 @@ class OriginJob:
         for arguments in batch:
             self._arguments[TaskIndex(self.inputs)] = self._payload(arguments)
             self.inputs += 1
+        self.input_bytes += sum(map(len, batch))
         return tuple(TaskIndex(number) for number in range(first, self.inputs))
 
     def blob_bytes(self, tasks: Sequence[TaskIndex]) -> int:
         """What of the arguments of `tasks` travels as blobs, bytes."""
         payloads = (self._arguments.get(task) for task in tasks)
         return sum(payload.size_bytes for payload in payloads if payload is not None and payload.blob is not None)
+
+    def input_bytes_each(self) -> int:
+        """Mean bytes of a leaf's arguments."""
+        return self.input_bytes // max(self.inputs, 1)
 
     def arguments(self, task: TaskIndex) -> Payload:
         """What travels with a lease of `task`."""
@@ -197,6 +214,7 @@ class OriginJob:
         """The job has ended: let go of everything but what later readers may ask for."""
         self._arguments.clear()
         self._partials.clear()
+        self.keys.clear()
         self.staged.clear()
         self._store.release_all(self.spec.job)
 

@@ -43,6 +43,7 @@ from p2pcompute.node.networks import LocalNetwork, Networks
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.overlay_peer import SAMPLE_INTERVAL_S, OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
+from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.world import World
@@ -191,7 +192,11 @@ class Peer(Door):
 
     async def _start_jobs(self, stack: contextlib.AsyncExitStack, slots: int) -> None:
         self.exchange = BlobExchange(self._blobs, self._supervisor.task)
-        self.origin = Origin(self._blobs, self._supervisor, self._clock, self._log, self.name_of)
+        self.records = await Records.open(
+            self.instance.folder, self._clock, self._world.rng("placing"), self._offload, self._log
+        )
+        stack.push_async_callback(self.records.close)
+        self.origin = Origin(self._blobs, self._supervisor, self._clock, self._log, self.name_of, self.records)
         stack.callback(self.origin.stop)
         self.lender = Lender(
             self._blobs,
@@ -277,6 +282,7 @@ class Peer(Door):
 
     def _start_services(self) -> None:
         self._supervisor.service("offers", self._keep_offering)
+        self._supervisor.service("records", self.records.run)
         self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)

@@ -197,6 +197,7 @@ def progress_of(document: dict[str, Any], names: dict[PeerId, str]) -> JobProgre
         done_by_peer=tuple((PeerId(peer), count) for peer, count in document["done_by_peer"]),
         elapsed_s=document["elapsed_s"],
         message=document["message"],
+        tasks_cached=int(document.get("tasks_cached", 0)),
     )
 
 

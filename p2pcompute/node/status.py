@@ -16,11 +16,13 @@ from p2pcompute.model.capability import capability_score
 from p2pcompute.model.ids import PeerId, format_job_id, format_peer_id, short_peer_id
 from p2pcompute.model.job import JobProgress
 from p2pcompute.model.peer import PeerEntry, PeerRecord
+from p2pcompute.model.performance import Summary
 from p2pcompute.net.link import Link
 from p2pcompute.net.session_events import SessionInfo
 from p2pcompute.node.facts import facts_of, own_facts
 from p2pcompute.node.origin_job import OriginJob
 from p2pcompute.node.overlay_peer import OverlayPeer
+from p2pcompute.node.records import Records
 
 Document = dict[str, Any]
 #: What people call a peer.
@@ -54,8 +56,9 @@ def peer_row(
     last_error: str | None,
     way: Way | None = None,
     name_of: NameOf = short_peer_id,
+    records: Records | None = None,
 ) -> Document:
-    """One peer. `entry` is None for this peer itself, `link` where there is none."""
+    """One peer. `records`: knows how it did for jobs of this peer. `entry` is None for this peer itself, `link` where there is none."""
     capability = record.capability
     way = way or Way()
     facts = own_facts(record) if entry is None else facts_of(entry)
@@ -104,6 +107,7 @@ def peer_row(
         "linked": link is not None and not link.closed,
         "last_error": last_error,
         "version": record.version,
+        **_served_document(record.peer, records),
     }
 
 
@@ -165,6 +169,7 @@ def job_row(job: OriginJob, progress: JobProgress, names: Mapping[PeerId, str]) 
         "tasks_total": progress.tasks_total,
         "tasks_done": progress.tasks_done,
         "tasks_failed": progress.tasks_failed,
+        "tasks_cached": progress.tasks_cached,
         "tasks_running": progress.tasks_running,
         "fraction_running": round(progress.fraction_running, 4),
         "retries": progress.retries,
@@ -215,6 +220,24 @@ def progress_document(progress: JobProgress, names: Mapping[PeerId, str]) -> Doc
         "names": {peer.hex(): names[peer] for peer, _ in progress.done_by_peer if peer in names},
         "elapsed_s": progress.elapsed_s,
         "message": progress.message,
+        "tasks_cached": progress.tasks_cached,
+    }
+
+
+def _served_document(peer: PeerId, records: Records | None) -> Document:
+    """How a peer did in the last hour for jobs of this one."""
+    whole, functions = records.of_peer(peer) if records is not None else (None, ())
+    return {
+        **(_summary_document(whole) if whole is not None else {"tasks": 0, "success_rate": None, "mean_s": None}),
+        "functions": [{"function": name, **_summary_document(summary)} for name, summary in functions],
+    }
+
+
+def _summary_document(summary: Summary) -> Document:
+    return {
+        "tasks": summary.counted,
+        "success_rate": _rounded(summary.success_rate, 1.0),
+        "mean_s": None if summary.mean_s is None else round(summary.mean_s, 6),
     }
 
 

@@ -8,6 +8,7 @@ did not accept, credit is kept, every open peer is closed, and at the end, with 
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from typing import Any
 
@@ -17,7 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs.plan import Facts
-from p2pcompute.jobs.strategies import Registry
+from p2pcompute.jobs.strategies import ADAPTIVE, FACTORIES, NAMES, Registry
+from p2pcompute.jobs.strategies.adaptive import Shared
+from p2pcompute.jobs.strategies.smart_adaptive import SmartAdaptive
 from p2pcompute.model import limits
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.job import (
@@ -38,7 +41,7 @@ JOBS = [JobId(bytes([number]) * 12) for number in range(1, 5)]
 CHOICES: list[dict[str, Any]] = [
     {},
     {},
-    *({"strategy": name} for name in Registry().names),
+    *({"strategy": name} for name in NAMES),
     {"strategy": "latency_based", "fallback_strategy": "round_robin"},
     {"strategy": "latency_based", "on_unmet": OnUnmet.WAIT},
     {"strategy": "round_robin", "requirements": {"labels": "good"}, "on_unmet": OnUnmet.WAIT},
@@ -68,7 +71,8 @@ def spec_of(job: JobId, options: JobOptions, expected: int | None) -> JobSpec:
 class DispatchWorld(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.machine = d.Dispatch()
+        shared = Shared(SmartAdaptive(random.Random(1)), lambda: 12.0)
+        self.machine = d.Dispatch(Registry({**FACTORIES, ADAPTIVE: shared.strategy_of}))
         self.now = 0.0
         self.specs: dict[JobId, JobSpec] = {}
         self.state: dict[JobId, JobState] = {}

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from p2pcompute.jobs.performance import WINDOW_BUCKETS, PerformanceBook, Window
 from p2pcompute.jobs.request_cache import ENTRY_OVERHEAD_BYTES, CacheSettings, RequestCache, RequestKey
 from p2pcompute.jobs.strategies.features import PeerFacts, Request
-from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, SmartAdaptive, Target
+from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, SmartAdaptive
 from p2pcompute.model.ids import PeerId, ProgramId
 from p2pcompute.model.job import Outcome
 from p2pcompute.model.performance import NOT_COUNTED, SERVED, FunctionKey, PerformanceRecord, plausible_s
+from p2pcompute.model.placement import Target
 
 SQUARE = FunctionKey("square", ProgramId(b"p" * 32))
 

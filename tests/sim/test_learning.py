@@ -28,7 +28,8 @@ from benchmarks._routing import (
     draw,
     resource_score,
 )
-from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, Learner, Target
+from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, Learner
+from p2pcompute.model.placement import Target
 
 SEEDS = range(1_000, 1_010)
 

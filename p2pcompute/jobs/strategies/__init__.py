@@ -1,12 +1,12 @@
 """Strategies by name: who is given work first, and who is left out. The interface is `base.Strategy`; one file each.
 
-A strategy is added by a line in `FACTORIES`; every door then knows its name. One whose jobs share what they have learned is given to a
-`Registry` as a factory of its own by whoever composes a peer: `Registry({**FACTORIES, "name": shared.strategy_of})`.
+A strategy is added by a line in `FACTORIES`; every door then knows its name. `smart_adaptive`, whose jobs share what they have learned, is
+given to a `Registry` by whoever composes a peer: `Registry({**FACTORIES, ADAPTIVE: shared.strategy_of})`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from p2pcompute.jobs.strategies.base import Report, Situation, Strategy
 from p2pcompute.jobs.strategies.cost_aware import CostAware
@@ -21,7 +21,7 @@ from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.job import JobOptions
 from p2pcompute.model.placement import STRATEGY_DEFAULT
 
-__all__ = ("ADAPTIVE", "FACTORIES", "Factory", "Registry", "Report", "Situation", "Strategy")
+__all__ = ("ADAPTIVE", "FACTORIES", "NAMES", "Factory", "Registry", "Report", "Situation", "Strategy", "check_names")
 
 #: The strategy that `dynamic` uses when nothing is the matter, where there is one of that name.
 ADAPTIVE = "smart_adaptive"
@@ -44,6 +44,17 @@ FACTORIES: Mapping[str, Factory] = {
     "resource_aware": lambda options, registry: ResourceAware(),
     "round_robin": lambda options, registry: RoundRobin(),
 }
+#: What may be asked for at a peer.
+NAMES: tuple[str, ...] = tuple(sorted((*FACTORIES, ADAPTIVE)))
+
+
+def check_names(options: JobOptions, names: Collection[str]) -> None:
+    """Raise UnknownNameError, or UsageError, where `options` name strategies that cannot be; `names`: those that can."""
+    for name in (options.strategy, options.fallback_strategy):
+        if name is not None and name not in names:
+            raise UnknownNameError("strategy", name, names)
+    if options.balancer is not None and options.strategy != STRATEGY_DEFAULT:
+        raise UsageError(f"strategy {options.strategy!r} and a balancer of your own: give one of them")
 
 
 class Registry:
@@ -70,8 +81,4 @@ class Registry:
 
     def check(self, options: JobOptions) -> None:
         """Raise UnknownNameError, or UsageError, where `options` name strategies that cannot be."""
-        for name in (options.strategy, options.fallback_strategy):
-            if name is not None and name not in self._factories:
-                raise UnknownNameError("strategy", name, self._factories)
-        if options.balancer is not None and options.strategy != STRATEGY_DEFAULT:
-            raise UsageError(f"strategy {options.strategy!r} and a balancer of your own: give one of them")
+        check_names(options, self._factories)

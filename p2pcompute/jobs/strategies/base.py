@@ -21,6 +21,7 @@ from typing import ClassVar
 from p2pcompute.jobs.plan import Candidate
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.job import JobOptions
+from p2pcompute.model.performance import FunctionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Situation:
 
     `waiting`: tasks in its queues. `left`: tasks that are not done, None while inputs are still read. `spent`: what it has cost. `home`:
     the community of this peer, None where no topology is known. `task_bytes`: mean bytes of a task's arguments that
-    travel as blobs.
+    travel as blobs; `input_bytes`: of all of a task's arguments. `function`: what its tasks run, None where nobody said.
     """
 
     now: float
@@ -40,6 +41,8 @@ class Situation:
     spent: float = 0.0
     home: int | None = None
     task_bytes: float = 0.0
+    input_bytes: float = 0.0
+    function: FunctionKey | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ Refuses to know clock and dice (`now` and the Rng are passed), and where records
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +31,10 @@ from p2pcompute.jobs.speed import TASK_MIN_S
 from p2pcompute.jobs.strategies import features
 from p2pcompute.jobs.strategies.features import PeerFacts, Request
 from p2pcompute.model import limits
-from p2pcompute.model.errors import UnknownNameError, UsageError
+from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.performance import NOT_COUNTED, SERVED, TIME_MAX_S, FunctionKey, PerformanceRecord
+from p2pcompute.model.placement import Target
 from p2pcompute.model.seams import Rng
 
 #: Weight of the newest record in a correction: five make up two thirds of it.
@@ -54,25 +54,6 @@ PREDICTED_MIN_S = TASK_MIN_S
 PREDICTED_MAX_S = TIME_MAX_S
 #: What an hour costs at a peer that says nothing or nonsense of its price.
 _FREE = 0.0
-
-
-class Target(enum.StrEnum):
-    """What the submitter wants to be small (or, for throughput, large)."""
-
-    #: The time until this task is done: wait + run.
-    LATENCY = "minimize_latency"
-    #: wait + 2·run: the run counts once more for the tasks that could have had the slot meanwhile.
-    THROUGHPUT = "maximize_throughput"
-    #: The peer's price of the run; among equals the time until it is done.
-    COST = "minimize_cost"
-
-    @classmethod
-    def parse(cls, name: str) -> Target:
-        """The target called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
-        try:
-            return cls(name.lower())
-        except ValueError:
-            raise UnknownNameError("optimization_target", name, [member.value for member in cls]) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +162,18 @@ class SmartAdaptive:
         #: Weighted mean seconds of any task by peer, at most `limits.PERFORMANCE_PEERS_MAX`; the last written last.
         self._usual_s: dict[PeerId, float] = {}
 
-    def order(self, request: Request, peers: Sequence[PeerFacts], now: float) -> list[PeerId]:
-        """The ids of `peers`, the one to be asked first first; ties: this peer itself, then the lower id."""
+    def order(
+        self, request: Request, peers: Sequence[PeerFacts], now: float, target: Target | None = None
+    ) -> list[PeerId]:
+        """The ids of `peers`, the one to be asked first first; ties: this peer itself, then the lower id.
+
+        `target`: what this request wants, None for what the settings say.
+        """
         if not peers:
             return []
         own, rates = self._own_rows(request.function, peers, now)
         predicted = self._predict(request, peers, own)
-        target = self.settings.optimization_target
+        target = target or self.settings.optimization_target
         keys: list[tuple[float, float, bool, PeerId]] = []
         for facts, task_s, rate in zip(peers, predicted, rates, strict=True):
             first, second = _figures(target, facts, task_s / rate, self._wait_s(facts, task_s))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from p2pcompute.jobs import request_cache
 from p2pcompute.jobs.request_cache import ENTRY_OVERHEAD_BYTES, CacheSettings, RequestCache, RequestKey, request_key
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UsageError
@@ -123,11 +122,12 @@ def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
         on(**wrong)
 
 
-def test_the_module_shows_how_an_origin_uses_it() -> None:
-    """The two calls of the docstring, as they stand there."""
-    cache, now, function, payload = on(), 0.0, SQUARE, Payload(b"7")
-    one = request_key(function, payload)
-    assert cache.get(one, now) is None
-    cache.put(one, Outcome.RETURNED, b"49", now)
-    assert cache.get(one, now) == b"49"
-    assert "cache.get(key := request_key(function, payload), now)" in (request_cache.__doc__ or "")
+def test_who_asks_says_how_old_an_answer_may_be() -> None:
+    cache, one = on(ttl_s=100.0), request_key(SQUARE, Payload(b"7"))
+    assert cache.get(one, 0.0, 10.0) is None
+    cache.put(one, Outcome.RETURNED, b"49", 0.0)
+    assert cache.get(one, 9.9, 10.0) == b"49"
+    assert cache.get(one, 10.0, 10.0) is None
+    assert cache.get(one, 10.0, 20.0) == b"49", "what is too old for one is not for another"
+    assert cache.get(one, 100.0, 1000.0) is None, "nothing is older than the cache keeps it"
+    assert (cache.figures(100.0).hits, cache.figures(100.0).misses) == (2, 3)

@@ -12,12 +12,13 @@ from p2pcompute.jobs.performance import PerformanceBook
 from p2pcompute.jobs.plan import Candidate, fastest_first
 from p2pcompute.jobs.strategies import features, smart_adaptive
 from p2pcompute.jobs.strategies.features import PeerFacts, Request, own_row, shared_row
-from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, SmartAdaptive, Target
+from p2pcompute.jobs.strategies.smart_adaptive import AdaptiveSettings, SmartAdaptive
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import PeerId, ProgramId
 from p2pcompute.model.job import Outcome
 from p2pcompute.model.performance import FunctionKey, PerformanceRecord
+from p2pcompute.model.placement import Target
 from tests.purity.world import world_switched_off
 
 SQUARE = FunctionKey("square", ProgramId(b"p" * 32))
