@@ -210,6 +210,10 @@ class TlsTransport:
         self._listening: list[socket.socket] = []
         #: Tasks that accept, and that shake hands.
         self._accepting: dict[asyncio.Task[object], None] = {}
+        #: What ends each handshake under way from outside, and its task.
+        self._shaking: dict[socket.socket, asyncio.Task[object]] = {}
+        #: Whether what is refused is nobody's business any more.
+        self._stopped = False
 
     async def listen(self, accept: Accept, refused: Refused, host: str | None, port: int, ports_tried: int) -> int:
         """Take connections at `port` or the next free one. Raises PortTakenError."""
@@ -246,7 +250,7 @@ class TlsTransport:
         context = _Overheard(self._identity.server_context())
         # asyncio closes the connection of a failed handshake before the alert is sent that tells the other side why.
         last_words = accepted.dup()
-        with _listed(self._accepting), last_words:
+        with _listed(self._accepting), last_words, _noted(self._shaking, last_words):
             link.connecting(lambda: _shut_down(last_words))
             try:
                 await asyncio.get_running_loop().connect_accepted_socket(
@@ -260,7 +264,8 @@ class TlsTransport:
                 accepted.close()
                 with contextlib.suppress(OSError):
                     last_words.send(context.alert)
-                refused(remote, link.failure or self._identity.tls_error(error, False))
+                if not self._stopped:
+                    refused(remote, link.failure or self._identity.tls_error(error, False))
                 link.carrier_lost(error)
             except BaseException:
                 accepted.close()
@@ -309,11 +314,18 @@ class TlsTransport:
 
     async def stop(self) -> None:
         """Take no more connections; handshakes under way are dropped."""
+        self._stopped = True
         listening, self._listening = self._listening, []
-        # What was accepted last has begun its handshake after one turn of the loop, and after another asyncio's transport knows its
-        # protocol: cancelled before that, it would never be closed.
+        # What was accepted last begins its handshake after one turn of the loop.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        # Not cancelled: a handshake that is cancelled before asyncio's transport knows its protocol leaves that transport open for ever.
+        # Whose connection ends closes it itself.
+        shaking = dict(self._shaking)
+        for connection in shaking:
+            _shut_down(connection)
+        if shaking:
+            await asyncio.wait(shaking.values(), timeout=SHUTDOWN_TIMEOUT_S)
         tasks = list(self._accepting)
         for task in tasks:
             task.cancel()
@@ -322,6 +334,18 @@ class TlsTransport:
             await asyncio.wait(tasks)
         for bound in listening:
             bound.close()
+
+
+@contextlib.contextmanager
+def _noted(among: dict[socket.socket, asyncio.Task[object]], one: socket.socket) -> Iterator[None]:
+    """`one` stands in `among` meanwhile, with the running task."""
+    task = asyncio.current_task()
+    assert task is not None, "handshakes are tasks"
+    among[one] = task
+    try:
+        yield
+    finally:
+        del among[one]
 
 
 def _shut_down(connection: socket.socket) -> None:
