@@ -66,6 +66,7 @@ from p2pcompute.wire.messages import (
     TaskNews,
     Tasks,
     TasksCancel,
+    TasksRecall,
 )
 from p2pcompute.wire.revocation import RevocationList
 
@@ -85,7 +86,7 @@ RENEWAL_PAUSE_MIN_S = 0.5
 GOODBYE_TIMEOUT_S = 2.0
 
 _FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews)
-_FOR_LENDER = (JobOpen, Tasks, TasksCancel, JobClose)
+_FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 Watcher = Callable[[str, PeerId, str], None]
 
@@ -286,8 +287,11 @@ class Peer(Door):
     async def _keep_topology(self) -> None:
         # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
         watch = await self._offload.run(_topology_watch)
-        self._topology = watch(lambda: self.view, self.own, self._clock, self._offload)
+        self._topology = watch(lambda: self.view, self.own, self._clock, self._offload, self._mapped)
         await self._topology.run()
+
+    def _mapped(self, shape: NetworkShape) -> None:
+        self.origin.mapped(shape.adjacency)
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
