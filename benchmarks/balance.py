@@ -57,7 +57,7 @@ CASES = (
     Case("round trips of 200 ms, 100 times slower", 8_000, 0.002, 1.5, 100.0, rtt_s=0.2),
     Case("nobody becomes slow", 8_000, 0.002, 1.0),
     Case("tasks of 0.2 s: no queue at peers", 160, 0.2, 2.0, 20.0),
-    Case("arguments of 60 KB over 1 Mbit/s", 2_000, 0.002, 0.3, 20.0, argument_bytes=60_000, bandwidth_mbps=1.0),
+    Case("arguments of 60 KB over 10 Mbit/s", 400, 0.002, 2.0, 20.0, argument_bytes=60_000, bandwidth_mbps=10.0),
     Case("a peer of protocol 1 becomes slow", 8_000, 0.002, 1.0, 100.0, knows_recall=False),
 )
 
