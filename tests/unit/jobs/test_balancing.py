@@ -246,3 +246,12 @@ def test_fewer_slots_are_noticed() -> None:
     asked = [each for each in world.said if isinstance(each, d.RecallAt)]
     assert [each.peer for each in asked] == [PEERS[0]]
     assert set(asked[0].leases) == set(world.held[PEERS[0]]), "all of it: nothing of ours is to run there"
+
+
+def test_the_network_may_be_known() -> None:
+    world = World()
+    # The submitter is the fourth; the first two are neighbours, the third is far from all.
+    world.feed(d.Located(0), d.Mapped(adjacency((0, 1, 0.9), (1, 2, 0.01), (0, 3, 0.5), (1, 3, 0.5), (2, 3, 0.01))))
+    (asked,) = world.silence()
+    assert asked.peer == PEERS[0]
+    assert len(asked.leases) > 20
