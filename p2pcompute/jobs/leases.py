@@ -11,7 +11,7 @@ peers beyond its shares, no credit and no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2pcompute.jobs.placing import Placing
@@ -235,7 +235,7 @@ class JobBook:
 
     # --- settling -----------------------------------------------------------------------------------------------------
 
-    def take_reports(self, share: Share, reports: Iterable[TaskReport]) -> Settling:
+    def take_reports(self, share: Share, reports: Sequence[TaskReport]) -> Settling:
         """Settle what `reports` from `share` settle, and queue again what they lost."""
         done = Settling()
         leases, settle, peer = self.leases, self._settle, share.peer
@@ -262,6 +262,10 @@ class JobBook:
         self.done_by_peer[peer] = self.done_by_peer.get(peer, 0) + len(done.completed)
         self.duplicates += done.discarded
         self.again.extendleft(reversed(done.requeued))
+        if self.recalled:
+            for report in reports:
+                if report.task in self.settled:
+                    self.recalled.pop(report.task, None)
         if learned:
             share.learn(learned_s, learned)
         return done
@@ -288,6 +292,7 @@ class JobBook:
             if task not in self.known or task in self.settled:
                 continue
             self.settled.add(task)
+            self.recalled.pop(task, None)
             for leases in (self.leases, self.copies):
                 held = leases.pop(task, None)
                 if held is not None:
@@ -325,9 +330,7 @@ class JobBook:
         self._forget(task)
 
     def _forget(self, task: TaskIndex) -> None:
-        # The tests spare the hot path four look-ups a task.
-        if self.recalled:
-            self.recalled.pop(task, None)
+        # The tests spare the hot path three look-ups a task.
         if self.attempts:
             self.attempts.pop(task, None)
         if self.history:

@@ -255,3 +255,13 @@ def test_the_network_may_be_known() -> None:
     (asked,) = world.silence()
     assert asked.peer == PEERS[0]
     assert len(asked.leases) > 20
+
+
+def test_a_recalled_task_that_nobody_wants_any_more_is_forgotten() -> None:
+    world = World()
+    (asked,) = world.silence()
+    world.feed(d.TasksDropped(JOB, tuple(each.task for each in asked.leases)))
+    assert [each for each in world.said if isinstance(each, d.CancelAt) and each.peer == PEERS[0]]
+    back = tuple(TaskReport(each.task, each.attempt, Outcome.RETURNED_UNRUN) for each in asked.leases)
+    world.feed(d.Reported(PEERS[0], JOB, back))
+    assert not [each for each in world.said if isinstance(each, d.Moved)]
