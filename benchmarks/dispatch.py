@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
+from collections.abc import Sequence
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.model import limits
@@ -72,13 +74,13 @@ def run(tasks: int, peers: int, slots: int, batch: int) -> tuple[float, int]:
     return spent_s, events
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Measure with whole batches and with single reports, and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=300_000)
     parser.add_argument("--peers", type=int, default=4)
     parser.add_argument("--slots", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for batch in (limits.BATCH_TASKS_MAX, 32, 1):
         spent_s, events = run(options.tasks, options.peers, options.slots, batch)
         print(
@@ -89,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

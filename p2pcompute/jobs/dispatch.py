@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pcompute.jobs import openings
+from p2pcompute.jobs.balancing import USUAL, Balancing, BalancingSettings
 from p2pcompute.jobs.dispatch_events import (
     CancelAt,
     CloseAt,
@@ -40,12 +41,15 @@ from p2pcompute.jobs.dispatch_events import (
     JobForgotten,
     JobOpened,
     Located,
+    Mapped,
+    Moved,
     OpenAt,
     PeerAccepted,
     PeerGone,
     PeerRefused,
     PeerUsable,
     Progressed,
+    RecallAt,
     Refusal,
     Reported,
     SeekPeers,
@@ -75,17 +79,17 @@ from p2pcompute.model.performance import FunctionKey
 
 __all__ = (
     "CancelAt", "CloseAt", "Completed", "DataHeld", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
-    "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "Located", "OpenAt", "PeerAccepted",
-    "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "Refusal", "Reported", "SeekPeers", "Send", "Stalled",
+    "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "Located", "Mapped", "Moved", "OpenAt",
+    "PeerAccepted", "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "RecallAt", "Refusal", "Reported", "SeekPeers", "Send", "Stalled",
     "TaskRetried",
     "TasksAdded", "TasksDropped", "Tick", "WantInputs",
 )  # fmt: skip
 
 
 class Dispatch:
-    """All jobs of this origin. `registry` makes their strategies."""
+    """All jobs of this origin. `registry` makes their strategies; `balancing`: None where no lease is ever recalled."""
 
-    def __init__(self, registry: Registry | None = None) -> None:
+    def __init__(self, registry: Registry | None = None, balancing: BalancingSettings | None = USUAL) -> None:
         #: Makes the strategy of each job.
         self._registry = registry or Registry()
         #: Running jobs, and the newest of those that ended.
@@ -100,6 +104,8 @@ class Dispatch:
         self._offering = Offering(self._roster)
         #: Decides who is sent what.
         self._filling = Filling(self._roster)
+        #: Moves leases from peers that are late to others.
+        self._balancing = Balancing(self._roster, balancing)
         #: Says when a job cannot go on for want of a peer.
         self._judging = Judging(self._roster)
         #: What is done about each event.
@@ -119,7 +125,8 @@ class Dispatch:
             JobFailed: self._job_failed,
             JobForgotten: self._job_forgotten,
             DataHeld: self._data_held,
-            Located: self._located,
+            Located: self._roster.located,
+            Mapped: self._roster.mapped,
             Tick: self._tick,
         }
 
@@ -186,7 +193,7 @@ class Dispatch:
             return
         book.add(event.tasks)
         book.placing.blob_bytes += event.blob_bytes
-        book.placing.input_bytes += event.input_bytes
+        book.argument_bytes += event.blob_bytes + event.inline_bytes
         book.asked = max(0, book.asked - sum(task < REDUCE_BASE for task in event.tasks))
         self._go_on(book, now, out, queued=True)
 
@@ -249,9 +256,6 @@ class Dispatch:
         if book is not None:
             book.placing.shared_bytes, book.placing.held_bytes = event.shared_bytes, dict(event.held)
 
-    def _located(self, event: Located, now: float, out: list[Effect]) -> None:
-        self._roster.home = event.community
-
     def _peer_gone(self, event: PeerGone, now: float, out: list[Effect]) -> None:
         lender = self._roster.lenders.pop(event.peer, None)
         if lender is None:
@@ -298,6 +302,7 @@ class Dispatch:
         shares = list(lender.shares.values())
         for share in shares:
             share.paused = False
+            self._roster.watch_loads(share, now)
         if not lender.granted:
             for share in shares:
                 self._offering.to_more_peers(share.job, now, out)
@@ -358,6 +363,7 @@ class Dispatch:
         settling = book.take_reports(share, event.reports)
         lender = self._roster.lenders[event.peer]
         lender.done += len(settling.completed)
+        lender.heard_at = now
         if share.is_watched or settling.retried or settling.given_up:
             teach(self._roster, share, event, settling, now)
         if settling.returned:
@@ -372,6 +378,9 @@ class Dispatch:
                 out.append(CloseAt(event.peer, event.job))
                 self._refused(share, "cannot-run", settling.cannot_run, now, out)
             return
+        if settling.recalled:
+            out.append(Moved(event.job, event.peer, tuple(settling.recalled)))
+            self._filling.fill_others(share, now, out)
         self._settled(book, settling, now, out)
         self._filling.fill((lender,), now, out)
 
@@ -470,6 +479,8 @@ class Dispatch:
                 self._end(book, now, out, JobState.FAILED, EndCause.JOB_TIMEOUT, reason)
             elif kind == "late":
                 self._filling.copy_late(book, now, out)
+            elif kind == "balance":
+                self._balancing.look(book, now, out)
             elif kind == "unmet":
                 self._go_further(book, now, out)
             elif peer is not None and peer in book.shares:

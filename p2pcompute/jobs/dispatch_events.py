@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from p2pcompute.jobs.plan import NOTHING_KNOWN, Facts
 from p2pcompute.model.ids import JobId, PeerId, TaskIndex
 from p2pcompute.model.job import Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
+
+if TYPE_CHECKING:
+    from p2pcompute.topology.affinity import Adjacency
 
 # --- events -----------------------------------------------------------------------------------------------------------
 
@@ -27,13 +31,13 @@ class JobOpened:
 class TasksAdded:
     """Inputs were read, or reductions are ready to run. A number that was added before is passed over.
 
-    `input_bytes`: of their arguments, all together; `blob_bytes`: what of that travels as blobs.
+    `blob_bytes`: what of their arguments, all together, travels as blobs; `inline_bytes`: what travels inside messages.
     """
 
     job: JobId
     tasks: tuple[TaskIndex, ...]
     blob_bytes: int = 0
-    input_bytes: int = 0
+    inline_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,13 @@ class Located:
 
 
 @dataclass(frozen=True, slots=True)
+class Mapped:
+    """The network's links, by the newest topology. Replaces what was said before."""
+
+    adjacency: Adjacency
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` named has come. One too many does nothing."""
 
@@ -174,6 +185,7 @@ Event = (
     | JobForgotten
     | DataHeld
     | Located
+    | Mapped
     | Tick
 )
 
@@ -204,6 +216,25 @@ class CancelAt:
     peer: PeerId
     job: JobId
     leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecallAt:
+    """Ask the peer for these back, at most `limits.BATCH_TASKS_MAX`, where they have not begun. `text`: why, in words."""
+
+    peer: PeerId
+    job: JobId
+    leases: tuple[Lease, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The peer gave these back as it was asked; they go elsewhere. For the log and for `job show`."""
+
+    job: JobId
+    peer: PeerId
+    tasks: tuple[TaskIndex, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +364,8 @@ Effect = (
     OpenAt
     | Send
     | CancelAt
+    | RecallAt
+    | Moved
     | CloseAt
     | Completed
     | Discarded

@@ -41,6 +41,14 @@ class Filling:
             if not book.placing.strategy.spreads or not book.waiting:
                 return
 
+    def fill_others(self, share: Share, now: float, out: list[Effect]) -> None:
+        """Send what the peer of `share` gave back, as it was asked, to others before that peer has its turn again."""
+        book = share.job
+        if book.waiting:
+            self._roster.waiting[book.spec.job] = book
+            others = [other for other in book.shares.values() if other is not share]
+            self.fill(self._roster.planned(book, others, now), now, out)
+
     def want_inputs(self, book: JobBook, out: list[Effect]) -> None:
         """Ask for inputs where the queue runs low: few large requests rather than many small ones."""
         if book.inputs_ended:
@@ -117,6 +125,8 @@ class Filling:
             del self._roster.waiting[book.spec.job]
         self.want_inputs(book, out)
         self.watch(book, now)
+        if share.out > lender.slots:
+            self._roster.watch_loads(share, now)
         return True
 
     def _has_other(self, share: Share, task: TaskIndex, now: float) -> bool:

@@ -11,7 +11,7 @@ peers beyond its shares, no credit and no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2pcompute.jobs.placing import Placing
@@ -40,7 +40,9 @@ class Settling:
     discarded: int = 0
     #: Tasks that wait again, in the order in which they were lost.
     requeued: list[TaskIndex] = field(default_factory=list)
-    #: Tasks that the peer gave back untouched.
+    #: Tasks that the peer gave back because it was asked to.
+    recalled: list[TaskIndex] = field(default_factory=list)
+    #: Tasks that the peer gave back untouched, unasked.
     returned: int = 0
     #: The peer cannot run the program: what it said, else None.
     cannot_run: str | None = None
@@ -88,6 +90,8 @@ class JobBook:
         self.leases: dict[TaskIndex, Held] = {}
         #: Late copies: a part of the leased tasks, each at another peer than its lease.
         self.copies: dict[TaskIndex, Held] = {}
+        #: Leased tasks that were recalled, by the lease that was; each waits for the peer's answer, or runs there.
+        self.recalled: dict[TaskIndex, Held] = {}
         #: Batches with open leases, by serial; oldest first.
         self.batches: dict[int, Held] = {}
         #: Serial of the next batch.
@@ -118,6 +122,10 @@ class JobBook:
         self.asked = 0
         #: `Stalled` was said and is still true.
         self.stalled = False
+        #: Bytes of the arguments of all known tasks.
+        self.argument_bytes = 0
+        #: Whether leases were moved when loads were last looked at (`balancing.py`).
+        self.is_balancing = False
         #: Seconds a task takes, over all peers.
         self.speed = Speed()
 
@@ -197,7 +205,21 @@ class JobBook:
         leases[task] = self._batch(share, attempt, now, 1)
         return Lease(task, attempt)
 
+    def recall(self, share: Share, count: int, kept: int) -> tuple[Lease, ...]:
+        """Note the `count` leases of `share` that were sent last as recalled; the `kept` oldest stay, and those with copies.
+
+        They are leased until the peer gives them back.
+        """
+        rows = [(held.serial, task, held) for task, held in self.leases.items() if held.share is share]
+        rows.sort(key=lambda row: row[0])
+        free = [row for row in rows[kept:] if row[1] not in self.copies and row[1] not in self.recalled]
+        taken = free[max(len(free) - count, 0) :]
+        self.recalled.update((task, held) for _, task, held in taken)
+        return tuple(Lease(task, held.attempt) for _, task, held in taken)
+
     def _batch(self, share: Share, attempt: int, now: float, count: int) -> Held:
+        if not share.out:
+            share.began_at = now
         share.out += count
         held = Held(self.next_batch, share, attempt, now, share.out)
         held.open = count
@@ -213,7 +235,7 @@ class JobBook:
 
     # --- settling -----------------------------------------------------------------------------------------------------
 
-    def take_reports(self, share: Share, reports: Iterable[TaskReport]) -> Settling:
+    def take_reports(self, share: Share, reports: Sequence[TaskReport]) -> Settling:
         """Settle what `reports` from `share` settle, and queue again what they lost."""
         done = Settling()
         leases, settle, peer = self.leases, self._settle, share.peer
@@ -240,6 +262,10 @@ class JobBook:
         self.done_by_peer[peer] = self.done_by_peer.get(peer, 0) + len(done.completed)
         self.duplicates += done.discarded
         self.again.extendleft(reversed(done.requeued))
+        if self.recalled:
+            for report in reports:
+                if report.task in self.settled:
+                    self.recalled.pop(report.task, None)
         if learned:
             share.learn(learned_s, learned)
         return done
@@ -266,6 +292,7 @@ class JobBook:
             if task not in self.known or task in self.settled:
                 continue
             self.settled.add(task)
+            self.recalled.pop(task, None)
             for leases in (self.leases, self.copies):
                 held = leases.pop(task, None)
                 if held is not None:
@@ -284,6 +311,7 @@ class JobBook:
         self.stalled = False
         for kept in (self.again, self.fresh, self.leases, self.copies, self.batches, self.history, self.attempts):
             kept.clear()
+        self.recalled.clear()
         self.fractions.clear()
         self.shares.clear()
 
@@ -315,8 +343,13 @@ class JobBook:
         outcome = attempt.outcome
         self._release(held)
         self.fractions.pop(task, None)
+        was_recalled = self.recalled.get(task) is held
+        if was_recalled:
+            del self.recalled[task]
         if outcome is Outcome.CANNOT_RUN:
             done.cannot_run = attempt.detail
+        elif was_recalled and outcome is Outcome.RETURNED_UNRUN:
+            done.recalled.append(task)
         elif outcome in HARMLESS:
             done.returned += 1
         else:
@@ -374,6 +407,7 @@ class JobBook:
             assert not (self.fresh)
             assert not (self.shares)
             assert not (self.batches)
+            assert not (self.recalled)
             return
         queued = [*self.again, *self.fresh]
         assert len(set(queued)) == len(queued)
@@ -396,3 +430,4 @@ class JobBook:
             assert (share.refusal is None) == (share.state is not ShareState.REFUSED)
         assert {serial: held.open for serial, held in self.batches.items()} == open_
         assert not any(task in self.settled for task in (*self.history, *self.attempts, *self.fractions))
+        assert all(self.leases.get(task) is held for task, held in self.recalled.items())

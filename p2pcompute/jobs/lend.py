@@ -14,7 +14,7 @@ It refuses to know payloads, processes and links.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2pcompute.jobs.assigning import Assigning
@@ -30,9 +30,11 @@ from p2pcompute.jobs.lend_events import (
     OriginGone,
     OriginOpened,
     ProgramFailed,
+    RecallAsked,
     RefuseJob,
     RetireWorker,
     ReturnUnrun,
+    Row,
     RunBatch,
     SlotsChanged,
     SpawnWorker,
@@ -49,8 +51,8 @@ from p2pcompute.model.job import Outcome
 
 __all__ = (
     "CancelAsked", "CancelOnWorker", "Draining", "Effect", "Event", "Grant", "JobClosed", "Lend", "OriginGone",
-    "OriginOpened", "ProgramFailed", "RefuseJob", "RetireWorker", "ReturnUnrun", "RunBatch", "SlotsChanged", "SpawnWorker",
-    "TasksArrived", "TasksEnded", "Tick", "WorkerGone", "WorkerReady", "WorkerSpawned",
+    "OriginOpened", "ProgramFailed", "RecallAsked", "RefuseJob", "RetireWorker", "ReturnUnrun", "RunBatch", "SlotsChanged",
+    "SpawnWorker", "TasksArrived", "TasksEnded", "Tick", "WorkerGone", "WorkerReady", "WorkerSpawned",
 )  # fmt: skip
 
 #: Workers of one program that may go in a row before they were ready; after that its jobs are refused.
@@ -78,6 +80,7 @@ class Lend:
             OriginOpened: self._origin_opened,
             TasksArrived: self._tasks_arrived,
             CancelAsked: self._cancel_asked,
+            RecallAsked: self._recall_asked,
             JobClosed: self._job_closed,
             OriginGone: self._origin_gone,
             WorkerSpawned: self._worker_spawned,
@@ -173,12 +176,23 @@ class Lend:
                     out.append(CancelOnWorker(worker.worker, running))
                     job.live.difference_update(running)
                     asked = [row for row in asked if row not in worker.rows]
-        waiting = set(asked)
-        if waiting:
-            # What has not begun goes back as untouched, so that the shell lets go of its arguments.
-            job.queue = type(job.queue)(row for row in job.queue if row not in waiting)
-            job.live -= waiting
-            out.append(ReturnUnrun(event.origin, event.job, tuple(asked)))
+        # What has not begun goes back as untouched, so that the shell lets go of its arguments.
+        self._give_back(event.origin, job, asked, out)
+
+    def _recall_asked(self, event: RecallAsked, now: float, out: list[Effect]) -> None:
+        job = self._books.job(event.origin, event.job)
+        if job is not None:
+            wanted = set(event.rows)
+            self._give_back(event.origin, job, [row for row in job.queue if row in wanted], out)
+
+    @staticmethod
+    def _give_back(origin: PeerId, job: BorrowedJob, rows: Sequence[Row], out: list[Effect]) -> None:
+        """Take `rows`, which wait here, out of the queue."""
+        if rows:
+            gone = set(rows)
+            job.queue = type(job.queue)(row for row in job.queue if row not in gone)
+            job.live -= gone
+            out.append(ReturnUnrun(origin, job.job, tuple(rows)))
 
     def _job_closed(self, event: JobClosed, now: float, out: list[Effect]) -> None:
         self._drop_job(event.origin, event.job, now, out)

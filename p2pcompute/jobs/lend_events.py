@@ -47,6 +47,15 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallAsked:
+    """The origin wants these back where no worker has them in hand; those that run go on, unknown ones are passed over."""
+
+    origin: PeerId
+    job: JobId
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class JobClosed:
     """The job has ended at its origin."""
 
@@ -123,6 +132,7 @@ Event = (
     OriginOpened
     | TasksArrived
     | CancelAsked
+    | RecallAsked
     | JobClosed
     | OriginGone
     | WorkerSpawned

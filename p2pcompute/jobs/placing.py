@@ -43,8 +43,6 @@ class Placing:
         self.unmet = ""
         #: Bytes of arguments of known tasks that travel as blobs.
         self.blob_bytes = 0
-        #: Bytes of all arguments of known tasks.
-        self.input_bytes = 0
         #: Bytes that all tasks share, and how many of them peers have already.
         self.shared_bytes = 0
         self.held_bytes: dict[PeerId, int] = {}

@@ -25,7 +25,8 @@ class Facts:
     """What a peer says about itself, and what is believed about it; as new as its last record.
 
     `load`: tasks there per slot, everybody's; `is_suspect`: the network doubts that it lives; `fiedler_score`: 0 to 1, how much of the
-    connectivity between communities runs through it; `community`: None where no topology is known.
+    connectivity between communities runs through it; `community`: None where no topology is known; `gives_back`: it
+    understands that tasks which have not begun are recalled.
     """
 
     name: str = ""
@@ -42,6 +43,7 @@ class Facts:
     bandwidth_mbps: float | None = None
     fiedler_score: float = 0.0
     community: int | None = None
+    gives_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from p2pcompute.jobs.budget import task_cost
-from p2pcompute.jobs.dispatch_events import PeerUsable, Refusal
+from p2pcompute.jobs.dispatch_events import Effect, Located, Mapped, PeerUsable, Refusal
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.openings import counts_as_open
 from p2pcompute.jobs.plan import TASK_UNKNOWN_S, Candidate
@@ -19,9 +20,14 @@ from p2pcompute.jobs.timers import Timers
 from p2pcompute.model import limits
 from p2pcompute.model.ids import JobId, PeerId
 
-#: What an alarm is for: its kind ("job", "late", "share", "unmet"), the job, and the peer where it is about one.
+if TYPE_CHECKING:
+    from p2pcompute.topology.affinity import Adjacency
+
+#: What an alarm is for: its kind ("job", "late", "share", "unmet", "balance"), the job, and the peer where it is about one.
 Alarm = tuple[str, JobId, PeerId | None]
 
+#: Seconds between two looks at the loads of a job's peers: of what can be moved, hardly anything is done sooner.
+LOADS_INTERVAL_S = 0.1
 #: Taken for the throughput to a peer while none was measured.
 BANDWIDTH_UNKNOWN_MBPS = 100.0
 
@@ -29,7 +35,7 @@ BANDWIDTH_UNKNOWN_MBPS = 100.0
 class Lender:
     """A peer that may compute for this origin."""
 
-    __slots__ = ("died", "done", "facts", "granted", "local", "peer", "rank", "rtt_s", "shares")
+    __slots__ = ("died", "done", "facts", "granted", "heard_at", "local", "peer", "rank", "rtt_s", "shares")
 
     def __init__(self, event: PeerUsable) -> None:
         #: Its id.
@@ -45,6 +51,8 @@ class Lender:
         #: Attempts there that ended by themselves, and that died; since it became usable.
         self.done = 0
         self.died = 0
+        #: When it last reported anything to us; below every time before that.
+        self.heard_at = float("-inf")
         #: Slots that it granted us, over all jobs, from 0 up; None before the first grant.
         self.granted: int | None = None
         #: What running jobs have to do with it; the same objects as in `JobBook.shares`.
@@ -95,6 +103,8 @@ class Roster:
         self.timers: Timers[Alarm] = Timers()
         #: The community of this peer; None where no topology is known.
         self.home: int | None = None
+        #: The network's links; None where no topology is known.
+        self.map: Adjacency | None = None
 
     def enter(self, book: JobBook) -> None:
         """A job runs."""
@@ -113,14 +123,29 @@ class Roster:
         self.timers.clear(("job", job, None))
         self.timers.clear(("late", job, None))
         self.timers.clear(("unmet", job, None))
+        self.timers.clear(("balance", job, None))
         self.running.remove(book)
         self.waiting.pop(job, None)
         return freed
+
+    def located(self, event: Located, now: float, out: list[Effect]) -> None:
+        """Where this peer is."""
+        self.home = event.community
+
+    def mapped(self, event: Mapped, now: float, out: list[Effect]) -> None:
+        """What links there are."""
+        self.map = event.adjacency
 
     def share(self, peer: PeerId, job: JobId) -> Share | None:
         """What a running job and a usable peer have to do with each other."""
         lender = self.lenders.get(peer)
         return lender.shares.get(job) if lender is not None else None
+
+    def watch_loads(self, share: Share, now: float) -> None:
+        """Look at the loads of the job before long where the peer of `share` holds more than it can run."""
+        alarm: Alarm = ("balance", share.job.spec.job, None)
+        if share.out > self.slots_at(share.peer) and alarm not in self.timers:
+            self.timers.set(alarm, now + LOADS_INTERVAL_S)
 
     def may_run(self, share: Share, now: float) -> bool:
         """Whether a task of the job runs at the peer of `share` now, or soon may (`openings.counts_as_open`)."""
@@ -169,7 +194,7 @@ class Roster:
             spent,
             self.home,
             task_bytes(book),
-            placing.input_bytes / max(len(book.known), 1),
+            book.argument_bytes / max(len(book.known), 1),
             placing.function,
         )
 

@@ -30,6 +30,7 @@ class Share:
 
     __slots__ = (
         "batch",
+        "began_at",
         "is_gated",
         "is_spread",
         "is_watched",
@@ -65,6 +66,8 @@ class Share:
         self.refusals = 0
         #: Leases of the job that the peer holds, copies included.
         self.out = 0
+        #: When the peer last went from holding none of its tasks to holding some.
+        self.began_at = now
         #: Seconds a task takes there.
         self.speed = Speed()
         #: Tasks a slot in one batch, from 1 up.
@@ -105,6 +108,10 @@ class Share:
         self.batch = batch_tasks(self.speed.task_s, self.batch)
         self.prefetch = prefetch_tasks(self.speed.task_s, self.rtt_s)
         self.pause_s = 0.0
+
+    def slow_down(self) -> None:
+        """Send one task a slot until the peer has reported: what was learned of it does not hold any more."""
+        self.batch, self.prefetch = 1, 0
 
 
 class Held:

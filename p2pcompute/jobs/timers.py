@@ -7,6 +7,7 @@ passed over, so a deadline may come early but never late: a Tick too many does n
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -27,6 +28,9 @@ class Timers(Generic[K]):
 
     def __contains__(self, key: K) -> bool:
         return key in self._at
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._at)
 
     def set(self, key: K, when: float) -> None:
         """Ring at `when`; replaces the alarm of that key."""

@@ -312,3 +312,13 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "log_format": _one_of(LOG_FORMATS),
 }
 assert set(_PARSERS) == set(config_keys()), "every configuration key has a parser"
+
+
+def config_with(config: PeerConfig | None, changes: dict[str, Any]) -> PeerConfig:
+    """`config`, or the default one, with single values replaced. Raises UsageError for an unknown name."""
+    base = config or PeerConfig()
+    known = {member.name for member in fields(base)}
+    for name in changes:
+        if name not in known:
+            raise UnknownNameError("configuration key", name, known)
+    return replace(base, **changes)

@@ -16,6 +16,8 @@ from p2pcompute.model.requirement import Requirement
 
 #: Links asked for at a time for one job: two that answer are enough, the rest is for those that do not.
 SOUGHT_AT_ONCE = 8
+#: The first protocol version in which tasks are recalled.
+RECALL_PROTOCOL = 2
 #: What is true of a link only, so that it cannot speak against a peer that has none yet.
 _OF_LINKS = frozenset({"latency", "bandwidth"})
 
@@ -72,4 +74,5 @@ def _facts(record: PeerRecord, place: Place, *, is_suspect: bool, bandwidth_mbps
         bandwidth_mbps=bandwidth_mbps,
         fiedler_score=place.fiedler_score,
         community=place.community,
+        gives_back=record.protocol >= RECALL_PROTOCOL,
     )

@@ -46,6 +46,7 @@ from p2pcompute.wire.messages import (
     TaskNews,
     Tasks,
     TasksCancel,
+    TasksRecall,
 )
 
 _MAY_SUBMIT = frozenset({Role.SUBMIT, Role.ADMIN})
@@ -169,6 +170,8 @@ class Lender:
                 self._tasks(channel, message)
             case TasksCancel():
                 self._cancel(origin, JobId(message.job), message.rows)
+            case TasksRecall():
+                self._recall(channel, message)
             case JobClose():
                 self._close(origin, JobId(message.job))
 
@@ -305,6 +308,17 @@ class Lender:
             if blob is not None:
                 self._store.release(blob, (origin, name))
         self._pump.feed(lend.CancelAsked(origin, name, tuple(rows)))
+
+    def _recall(self, channel: Channel, message: TasksRecall) -> None:
+        """Give back what has not begun, also where its arguments are still on their way."""
+        name = JobId(message.job)
+        job = self._jobs.get((channel.peer, name))
+        if job is None:
+            return
+        underway = tuple(row for row in dict.fromkeys(message.rows) if row in job.fetching)
+        job.fetching.difference_update(underway)
+        self._unrun(channel, name, underway, "it was recalled before it had begun")
+        self._pump.feed(lend.RecallAsked(channel.peer, name, message.rows))
 
     def _close(self, origin: PeerId, name: JobId) -> None:
         if (origin, name) in self._jobs:

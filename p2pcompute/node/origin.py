@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
@@ -59,7 +60,11 @@ from p2pcompute.wire.messages import (
     TaskNews,
     Tasks,
     TasksCancel,
+    TasksRecall,
 )
+
+if TYPE_CHECKING:
+    from p2pcompute.topology.affinity import Adjacency
 
 #: Outcomes whose payload is an encoded failure rather than a sentence.
 _ENCODED_FAILURES = frozenset({Outcome.RAISED, Outcome.UNSHIPPABLE})
@@ -119,6 +124,8 @@ class Origin:
                 dispatch.OpenAt: self._open_at,
                 dispatch.Send: self._send,
                 dispatch.CancelAt: self._cancel_at,
+                dispatch.RecallAt: self._recall_at,
+                dispatch.Moved: self._moved,
                 dispatch.CloseAt: self._close_at,
                 dispatch.Completed: self._completed,
                 dispatch.Discarded: lambda effect: None,
@@ -211,13 +218,11 @@ class Origin:
                 job.stream.inputs_read += len(batch)
                 if job.inputs < ARGUMENTS_SCANNED:
                     self._shares_data(job, batch[: ARGUMENTS_SCANNED - job.inputs], ARGUMENT_BYTES_SCANNED)
-                before = job.input_bytes
                 added = job.add_inputs(batch)
-                input_bytes = job.input_bytes - before
                 if job.spec.options.cache_ttl_s is not None:
                     added = self._settle(job, added)
                 if added:
-                    self._pump.feed(dispatch.TasksAdded(name, added, job.blob_bytes(added), input_bytes))
+                    self._pump.feed(dispatch.TasksAdded(name, added, *job.argument_bytes(added)))
                 for index in sorted(job.dropped.intersection(added)):
                     job.dropped.discard(index)
                     self.drop(name, index)
@@ -285,6 +290,10 @@ class Origin:
     def located(self, community: int | None) -> None:
         """This peer's community, by the newest topology."""
         self._pump.feed(dispatch.Located(community))
+
+    def mapped(self, adjacency: Adjacency) -> None:
+        """The network's links, by the newest topology."""
+        self._pump.feed(dispatch.Mapped(adjacency))
 
     def _bar(self, peer: PeerId) -> None:
         """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""
@@ -447,6 +456,25 @@ class Origin:
     def _cancel_at(self, effect: dispatch.CancelAt) -> None:
         rows = tuple((lease.task, lease.attempt) for lease in effect.leases)
         self._to(effect.peer, TasksCancel(effect.job, rows))
+
+    def _recall_at(self, effect: dispatch.RecallAt) -> None:
+        rows = tuple((lease.task, lease.attempt) for lease in effect.leases)
+        self._log.info(
+            "tasks recalled",
+            job=format_job_id(effect.job),
+            peer=short_peer_id(effect.peer),
+            tasks=len(rows),
+            cause=effect.text,
+        )
+        self._to(effect.peer, TasksRecall(effect.job, rows))
+
+    def _moved(self, effect: dispatch.Moved) -> None:
+        job = self.jobs[effect.job]
+        unrun = Attempt(effect.peer, Outcome.RETURNED_UNRUN, 0.0, "moved to another peer before it had begun")
+        job.attempts.extend((task, unrun) for task in effect.tasks)
+        self._log.info(
+            "tasks moved", job=format_job_id(effect.job), peer=short_peer_id(effect.peer), tasks=len(effect.tasks)
+        )
 
     def _close_at(self, effect: dispatch.CloseAt) -> None:
         self._to(effect.peer, JobClose(effect.job))

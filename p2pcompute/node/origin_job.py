@@ -105,10 +105,18 @@ class OriginJob:
         self.input_bytes += sum(map(len, batch))
         return tuple(TaskIndex(number) for number in range(first, self.inputs))
 
-    def blob_bytes(self, tasks: Sequence[TaskIndex]) -> int:
-        """What of the arguments of `tasks` travels as blobs, bytes."""
-        payloads = (self._arguments.get(task) for task in tasks)
-        return sum(payload.size_bytes for payload in payloads if payload is not None and payload.blob is not None)
+    def argument_bytes(self, tasks: Sequence[TaskIndex]) -> tuple[int, int]:
+        """What of the arguments of `tasks` travels as blobs, and what inside messages, bytes."""
+        blob = inline = 0
+        for task in tasks:
+            payload = self._arguments.get(task)
+            if payload is None:
+                continue
+            if payload.blob is None:
+                inline += payload.size_bytes
+            else:
+                blob += payload.size_bytes
+        return blob, inline
 
     def input_bytes_each(self) -> int:
         """Mean bytes of a leaf's arguments."""

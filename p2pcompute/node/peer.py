@@ -29,7 +29,7 @@ from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel, connect_locally
-from p2pcompute.node.config import PeerConfig, own_name
+from p2pcompute.node.config import PeerConfig, config_with, own_name
 from p2pcompute.node.door import Door
 from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
 from p2pcompute.node.folders import Folders, Instance
@@ -67,6 +67,7 @@ from p2pcompute.wire.messages import (
     TaskNews,
     Tasks,
     TasksCancel,
+    TasksRecall,
 )
 from p2pcompute.wire.revocation import RevocationList
 
@@ -86,7 +87,7 @@ RENEWAL_PAUSE_MIN_S = 0.5
 GOODBYE_TIMEOUT_S = 2.0
 
 _FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews)
-_FOR_LENDER = (JobOpen, Tasks, TasksCancel, JobClose)
+_FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 Watcher = Callable[[str, PeerId, str], None]
 
@@ -290,8 +291,11 @@ class Peer(Door):
     async def _keep_topology(self) -> None:
         # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
         watch = await self._offload.run(_topology_watch)
-        self._topology = watch(lambda: self.view, self.own, self._clock, self._offload)
+        self._topology = watch(lambda: self.view, self.own, self._clock, self._offload, self._mapped)
         await self._topology.run()
+
+    def _mapped(self, shape: NetworkShape) -> None:
+        self.origin.mapped(shape.adjacency)
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
@@ -484,20 +488,6 @@ class Peer(Door):
 
     def _close_link(self, link: Link, reason: str, text: str) -> None:
         self._supervisor.task(f"close {short_peer_id(link.peer)}", link.close(reason, text))
-
-
-def config_with(config: PeerConfig | None, changes: dict[str, Any]) -> PeerConfig:
-    """`config`, or the default one, with single values replaced. Raises UsageError for an unknown name."""
-    import dataclasses
-
-    from p2pcompute.model.errors import UnknownNameError
-
-    base = config or PeerConfig()
-    known = {member.name for member in dataclasses.fields(base)}
-    for name in changes:
-        if name not in known:
-            raise UnknownNameError("configuration key", name, known)
-    return dataclasses.replace(base, **changes)
 
 
 def _topology_watch() -> type[TopologyWatch]:

@@ -40,6 +40,7 @@ from p2pcompute.wire.messages import (
     TaskNews,
     Tasks,
     TasksCancel,
+    TasksRecall,
 )
 from p2pcompute.wire.reaching import REACHING_MESSAGES
 
@@ -50,7 +51,8 @@ GOSSIP_MESSAGES: tuple[type[Message], ...] = (Records, *GOSSIP_ONLY)
 #: What may cross a link between peers.
 LINK_MESSAGES: tuple[type[Message], ...] = (
     Hello, Goodbye, Ping, Pong, Records, Revocations, Renewals, SuspectQuery, SuspectAnswer, JobOpen, JobAccept, JobRefuse,
-    Grant, Tasks, Results, TasksCancel, JobClose, TaskNews, BlobWant, BlobMissing, EchoWant, *GOSSIP_ONLY, *REACHING_MESSAGES,
+    Grant, Tasks, Results, TasksCancel, TasksRecall, JobClose, TaskNews, BlobWant, BlobMissing, EchoWant, *GOSSIP_ONLY,
+    *REACHING_MESSAGES,
 )  # fmt: skip
 #: What may cross a control socket.
 CONTROL_MESSAGES: tuple[type[Message], ...] = (Call, Feed, Notice, Answer, Fault, Hangup, Goodbye, Ping, Pong)

@@ -247,6 +247,17 @@ class TasksCancel(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class TasksRecall(Message):
+    """Origin to lender: give these attempts back if they have not begun. Answered at once by Results, as RETURNED_UNRUN, of
+    those that had not; the others go on. A lender that does not know the message runs all of them.
+    """
+
+    kind: ClassVar[int] = 29
+    job: Annotated[bytes, _JOB]
+    rows: Annotated[tuple[tuple[int, int], ...], Many(Row((_TASK, _ATTEMPT)), limits.BATCH_TASKS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
 class JobClose(Message):
     """Origin to lender: the job has ended; stop what runs, drop what waits, forget results."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from p2pcompute.model.errors import AdmissionError, AdmissionReason
 
-#: 2 brought gossip in datagrams, digests, relays; 1 knew records and questions about suspects over links.
+#: 2 brought gossip in datagrams, digests, relays, the recall of tasks; 1 knew records and questions about suspects over links.
 PROTOCOL = 2
 PROTOCOL_OLDEST = 1
 RECORD = 1

@@ -141,3 +141,8 @@ def table_entry(table: object):
         return table["numbers"][x]  # type: ignore[index]
 
     return entry
+
+
+def short_nap(x: int) -> int:
+    time.sleep(0.002)
+    return x * x

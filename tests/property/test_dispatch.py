@@ -55,11 +55,12 @@ CHOICES: list[dict[str, Any]] = [
     {"balancer": lambda candidates, job: 1 / 0},
 ]
 FACTS = [
-    Facts(name="good", labels=("good",)),
-    Facts(name="bad"),
-    Facts(name="suspect", labels=("good",), is_suspect=True),
-    Facts(name="dear", labels=("good",), cost_per_hour=1e5),
-    Facts(name="busy", labels=("good",), load=0.95),
+    Facts(name="good", labels=("good",), gives_back=True),
+    Facts(name="bad", gives_back=True),
+    Facts(name="old", labels=("good",)),
+    Facts(name="suspect", labels=("good",), is_suspect=True, gives_back=True),
+    Facts(name="dear", labels=("good",), cost_per_hour=1e5, gives_back=True),
+    Facts(name="busy", labels=("good",), load=0.95, gives_back=True),
 ]
 SENT_OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.PEER_LOST]
 
@@ -87,6 +88,8 @@ class DispatchWorld(RuleBasedStateMachine):
         self.held: dict[tuple[PeerId, JobId], list[tuple[TaskIndex, int]]] = {}
         self.attempts: dict[tuple[JobId, TaskIndex], list[int]] = {}
         self.old: list[tuple[PeerId, JobId, TaskReport]] = []
+        #: Rows that were asked for again and that nobody has answered for.
+        self.recalled: list[tuple[PeerId, JobId, TaskIndex, int]] = []
 
     def feed(self, event: d.Event) -> None:
         for effect in self.machine.handle(event, self.now):
@@ -119,6 +122,17 @@ class DispatchWorld(RuleBasedStateMachine):
                     row = (lease.task, lease.attempt)
                     self.held[peer, job].remove(row)
                     self.old.append((peer, job, TaskReport(lease.task, lease.attempt, Outcome.RETURNED)))
+            case d.RecallAt(peer, _, leases, text):
+                assert text
+                assert self.facts[peer].gives_back, "an old peer does not know what is asked of it"
+                assert 0 < len(leases) <= limits.BATCH_TASKS_MAX
+                rows = [(peer, job, lease.task, lease.attempt) for lease in leases]
+                assert not set(rows) & set(self.recalled), "asked for twice"
+                for lease in leases:
+                    assert (lease.task, lease.attempt) in self.held[peer, job]
+                self.recalled += rows
+            case d.Moved(_, peer, tasks):
+                assert tasks
             case d.CloseAt(peer):
                 assert job in self.offered[peer] | self.accepted[peer]
                 self.leave(peer, job)
@@ -265,6 +279,33 @@ class DispatchWorld(RuleBasedStateMachine):
         self.old.extend((peer, job, report) for report in reports)
         self.feed(d.Reported(peer, job, tuple(reports)))
 
+    @rule(data=st.data(), count=st.integers(1, 30), outcome=st.sampled_from(SENT_OUTCOMES))
+    def answer_recall(self, data: st.DataObject, count: int, outcome: Outcome) -> None:
+        """Some of what was recalled had not begun; the rest runs on, or ends now in whatever way."""
+        asked = [row for row in self.recalled if row[2:] in self.held.get(row[:2], ())]
+        if not asked:
+            return
+        peer, job, _, _ = data.draw(st.sampled_from(asked))
+        rows = [row[2:] for row in asked if row[:2] == (peer, job)][:count]
+        reports = [TaskReport(task, attempt, Outcome.RETURNED_UNRUN) for task, attempt in rows]
+        reports[0] = TaskReport(*rows[0], outcome, 0.01, "said so")
+        for row in rows:
+            self.held[peer, job].remove(row)
+        self.old.extend((peer, job, report) for report in reports)
+        self.feed(d.Reported(peer, job, tuple(reports)))
+
+    @rule(fast=st.sampled_from(PEERS), slow=st.sampled_from(PEERS))
+    def one_becomes_slow(self, fast: PeerId, slow: PeerId) -> None:
+        """Short tasks made for long queues; then one peer says nothing any more, and another one ends all it has."""
+        for peer, left in ((slow, 3), (fast, 0)):
+            for job in JOBS:
+                rows = self.held.get((peer, job), [])
+                reports = [TaskReport(*rows.pop(0), Outcome.RETURNED, 1e-4) for _ in range(max(len(rows) - left, 0))]
+                if reports:
+                    self.old.extend((peer, job, report) for report in reports)
+                    self.feed(d.Reported(peer, job, tuple(reports)))
+        self.time_passes(2.0)
+
     @rule(data=st.data())
     def report_again(self, data: st.DataObject) -> None:
         if self.old:
@@ -335,9 +376,13 @@ class DispatchWorld(RuleBasedStateMachine):
             idle = self.slots.get(peer, 0) > 0 and not any(self.held.get((peer, job)) for job in JOBS)
             if waiting and idle:
                 # Only a pause, or tasks that rather wait for a peer where they have not failed, excuse an idle peer.
-                assert self.machine.deadline() is not None or any(
+                assert self.waits_for_something() or any(
                     self.machine.progress(job, self.now).retries for job in waiting
                 )
+
+    def waits_for_something(self) -> bool:
+        """Whether an alarm is set that may end a pause; looks at loads send nothing by themselves."""
+        return any(kind != "balance" for kind, _, _ in self.machine._roster.timers)
 
     def is_choosy(self, job: JobId) -> bool:
         """Whether the job may leave a peer out for reasons that the world does not see."""
@@ -379,5 +424,25 @@ class DispatchWorld(RuleBasedStateMachine):
         raise AssertionError(f"jobs never ended: {self.state}")
 
 
+class MovingWorld(DispatchWorld):
+    """The same world, in which peers have long queues of short tasks from the start, so that much is moved."""
+
+    @initialize(slots=st.lists(st.integers(1, 2), min_size=3, max_size=4), retries=st.integers(0, 3))
+    def warm_up(self, slots: list[int], retries: int) -> None:
+        for peer in PEERS[: len(slots)]:
+            self.peer_usable(peer, 0.001, 50.0, FACTS[0])
+        self.open_job(JOBS[1], None, retries, 5, True, None, {})
+        self.add_tasks(JOBS[1], 400)
+        for peer, count in zip(PEERS, slots, strict=False):
+            self.accept(peer, JOBS[1], count)
+        for _ in range(3):
+            for peer in PEERS[: len(slots)]:
+                rows, self.held[peer, JOBS[1]] = self.held.get((peer, JOBS[1]), []), []
+                reports = tuple(TaskReport(*row, Outcome.RETURNED, 1e-3) for row in rows)
+                self.feed(d.Reported(peer, JOBS[1], reports))
+
+
 DispatchWorld.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 test_dispatch_world = DispatchWorld.TestCase
+MovingWorld.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_moving_world = MovingWorld.TestCase

@@ -14,6 +14,8 @@ import pytest
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs import lend as m
+from p2pcompute.jobs.balancing import USUAL, BalancingSettings
+from p2pcompute.jobs.plan import Facts
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, JobState, Outcome, TaskReport
 
@@ -25,13 +27,22 @@ START_S = 0.05
 class Laboratory:
     """One origin and its lenders. `task_s(peer, task)`: how long a task takes there."""
 
-    def __init__(self, task_s: Callable[[PeerId, int], float], latency_s: float = 0.0005) -> None:
+    def __init__(
+        self,
+        task_s: Callable[[PeerId, int], float],
+        latency_s: float = 0.0005,
+        balancing: BalancingSettings | None = USUAL,
+    ) -> None:
         self.now = 0.0
         self.task_s = task_s
         self.latency_s = latency_s
         self.queue: list[tuple[float, int, Callable[[], None]]] = []
         self.serial = itertools.count()
-        self.dispatch = d.Dispatch()
+        self.dispatch = d.Dispatch(balancing=balancing)
+        self.recalls: Counter[PeerId] = Counter()
+        self.moved: Counter[PeerId] = Counter()
+        #: Where each task was run, attempts that came to nothing included.
+        self.ran: list[tuple[PeerId, int]] = []
         self.lenders: dict[PeerId, m.Lend] = {}
         self.workers: dict[tuple[PeerId, int], list[tuple[int, int]]] = {}
         self.jobs: dict[tuple[PeerId, int], JobId] = {}
@@ -75,9 +86,10 @@ class Laboratory:
 
     # --- the origin ---------------------------------------------------------------------------------------------------
 
-    def lender(self, peer: PeerId, slots: int) -> None:
+    def lender(self, peer: PeerId, slots: int, gives_back: bool = True) -> None:
         self.lenders[peer] = m.Lend(slots)
-        self.to_dispatch(d.PeerUsable(peer, 2 * self.latency_s, False, 50.0))
+        facts = Facts(gives_back=gives_back)
+        self.to_dispatch(d.PeerUsable(peer, 2 * self.latency_s, False, 50.0, facts))
 
     def kill(self, peer: PeerId) -> None:
         del self.lenders[peer]
@@ -85,10 +97,12 @@ class Laboratory:
             del self.workers[key]
         self.to_dispatch(d.PeerGone(peer, "killed"))
 
-    def submit(self, job: JobId, tasks: int, known: bool = True) -> None:
+    def submit(self, job: JobId, tasks: int, known: bool = True, **options: bool) -> None:
         self.inputs[job] = tasks
         self.added[job] = 0
-        spec = JobSpec(job, "lab", PROGRAM, "m", Aggregation.NONE, None, JobOptions(), tasks if known else None)
+        spec = JobSpec(
+            job, "lab", PROGRAM, "m", Aggregation.NONE, None, JobOptions(**options), tasks if known else None
+        )  # type: ignore[arg-type]
         self.to_dispatch(d.JobOpened(spec))
 
     def to_dispatch(self, event: d.Event) -> None:
@@ -107,6 +121,11 @@ class Laboratory:
                 self.mail(peer, m.TasksArrived(ORIGIN, job, tuple((lease.task, lease.attempt) for lease in leases)))
             case d.CancelAt(peer, job, leases):
                 self.mail(peer, m.CancelAsked(ORIGIN, job, tuple((lease.task, lease.attempt) for lease in leases)))
+            case d.RecallAt(peer, job, leases):
+                self.recalls[peer] += len(leases)
+                self.mail(peer, m.RecallAsked(ORIGIN, job, tuple((lease.task, lease.attempt) for lease in leases)))
+            case d.Moved(_, peer, tasks):
+                self.moved[peer] += len(tasks)
             case d.CloseAt(peer, job):
                 self.mail(peer, m.JobClosed(ORIGIN, job))
             case d.Completed(job, reports):
@@ -173,15 +192,16 @@ class Laboratory:
         rows = self.workers.get((peer, worker))
         if rows:
             row = rows[0]
-            self.after(self.task_s(peer, row[0]), lambda: self.finish(peer, worker, row))
+            self.ran.append((peer, row[0]))
+            wall_s = self.task_s(peer, row[0])
+            self.after(wall_s, lambda: self.finish(peer, worker, row, wall_s))
 
-    def finish(self, peer: PeerId, worker: int, row: tuple[int, int]) -> None:
+    def finish(self, peer: PeerId, worker: int, row: tuple[int, int], wall_s: float) -> None:
         rows = self.workers.get((peer, worker))
         if not rows or rows[0] != row:
             return
         job = self.jobs[peer, worker]
         del rows[0]
-        wall_s = self.task_s(peer, row[0])
         self.busy_s[peer] += wall_s
         report = TaskReport(TaskIndex(row[0]), row[1], Outcome.RETURNED, wall_s)
         self.after(self.latency_s, lambda: self.from_lender(peer, d.Reported(peer, job, (report,))))
@@ -294,3 +314,71 @@ def test_hundreds_of_single_task_jobs() -> None:
         lab.submit(job, 1)
     lab.run()
     assert max(lab.check(job) for job in jobs) <= 120 * 0.01 / 6 / 0.5
+
+
+# --- flow balance -----------------------------------------------------------------------------------------------------
+
+
+def slowing(
+    at_s: float, *, tasks: int = 900, factor: float = 200.0, speculate: bool = True, **more: bool
+) -> Laboratory:
+    """Three peers, tasks of 2 ms, of which the first peer's take `factor` times as long from `at_s` on."""
+    lab = Laboratory(
+        lambda peer, task: 0.002 * (factor if peer == PEERS[0] and lab.now >= at_s else 1.0),
+        balancing=USUAL if more.get("balanced", True) else None,
+    )
+    for peer in PEERS[:3]:
+        lab.lender(peer, 1, gives_back=more.get("gives_back", True) or peer != PEERS[0])
+    lab.submit(JOB, tasks, speculate=speculate)
+    lab.run()
+    return lab
+
+
+def test_a_peer_that_becomes_slow_loses_its_queue_to_others() -> None:
+    lab = slowing(0.3, speculate=False)
+    assert lab.moved[PEERS[0]] >= 5, "its queue was given back"
+    assert set(lab.moved) == {PEERS[0]}, "and nobody else's"
+    slow = slowing(0.3, speculate=False, balanced=False)
+    assert not slow.recalls
+    assert lab.check(JOB) < 0.5 * slow.check(JOB)
+
+
+def test_what_is_moved_runs_once() -> None:
+    lab = slowing(0.3, speculate=False)
+    lab.check(JOB)
+    assert len(lab.ran) == len({task for _, task in lab.ran}) == 900
+
+
+def test_the_silence_of_a_peer_is_enough() -> None:
+    # Its first slow task takes longer than the rest of the job: it never says that it has become slow.
+    lab = slowing(0.3, factor=5_000.0)
+    assert lab.moved[PEERS[0]] >= 5
+    assert lab.check(JOB) < 2.0
+
+
+def test_nothing_is_recalled_from_a_peer_that_does_not_know_how() -> None:
+    lab = slowing(0.3, gives_back=False)
+    assert not lab.recalls[PEERS[0]]
+    lab.check(JOB)
+
+
+def test_even_work_is_left_where_it_is() -> None:
+    for task_s in (0.0002, 0.002, 0.02, 0.2):
+        lab = Laboratory(lambda peer, task, task_s=task_s: task_s)
+        for peer in PEERS:
+            lab.lender(peer, 2)
+        lab.submit(JOB, 1_000)
+        lab.run()
+        lab.check(JOB)
+        assert not lab.recalls, f"tasks of {task_s} s"
+
+
+def test_peers_of_unlike_speed_are_left_alone_once_that_is_known() -> None:
+    speeds = dict(zip(PEERS, (0.001, 0.004, 0.016, 0.064), strict=True))
+    lab = Laboratory(lambda peer, task: speeds[peer])
+    for peer in PEERS:
+        lab.lender(peer, 2)
+    lab.submit(JOB, 4_000)
+    lab.run()
+    lab.check(JOB)
+    assert sum(lab.recalls.values()) <= 10

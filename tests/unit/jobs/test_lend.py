@@ -231,6 +231,20 @@ def test_cancel_takes_back_what_waits_and_stops_what_runs() -> None:
     assert [effect.rows for effect in world.only(m.RunBatch)] == [((1, 1),)], "what was cancelled does not come back"
 
 
+def test_a_recall_takes_back_what_waits_and_leaves_what_runs() -> None:
+    world = World(slots=1)
+    world.open()
+    world.tasks(4)
+    world.feed(m.RecallAsked(A, JOB, ((0, 1), (2, 1), (3, 1), (3, 2), (9, 9))))
+    assert world.said == [m.ReturnUnrun(A, JOB, ((2, 1), (3, 1)))]
+    world.feed(m.RecallAsked(A, JOB, ((2, 1),)), m.RecallAsked(B, JOB, ((1, 1),)), m.RecallAsked(A, OTHER, ((1, 1),)))
+    assert not world.said, "what is not here is passed over"
+    world.end(1)
+    assert [effect.rows for effect in world.only(m.RunBatch)] == [((1, 1),)]
+    world.end(1)
+    assert not world.only(m.RunBatch), "what was given back does not run"
+
+
 def test_a_closed_job_is_stopped() -> None:
     world = World(slots=1)
     world.open()
@@ -373,6 +387,14 @@ class LendWorld(RuleBasedStateMachine):
             rows = data.draw(st.lists(st.sampled_from(sorted(self.wanted[origin, job])), min_size=1, max_size=5))
             self.wanted[origin, job].difference_update(rows)
             self.feed(m.CancelAsked(origin, job, tuple(rows)))
+
+    @rule(data=st.data())
+    def recall(self, data: st.DataObject) -> None:
+        jobs = sorted(key for key, rows in self.wanted.items() if rows)
+        if jobs:
+            origin, job = data.draw(st.sampled_from(jobs))
+            rows = data.draw(st.lists(st.sampled_from(sorted(self.wanted[origin, job])), min_size=1, max_size=5))
+            self.feed(m.RecallAsked(origin, job, tuple(rows)))
 
     @rule(origin=st.sampled_from([A, B]), job=st.sampled_from([JOB, OTHER]))
     def close(self, origin: PeerId, job: JobId) -> None:

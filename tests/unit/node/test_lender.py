@@ -10,13 +10,14 @@ import pytest
 
 from p2pcompute.model.errors import LinkClosedError
 from p2pcompute.model.ids import BlobId, PeerId
+from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.peer import Isolation, Role
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.seams import SystemClock, ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
-from p2pcompute.wire.messages import Grant, JobAccept, JobOpen, JobRefuse, Message
+from p2pcompute.wire.messages import Grant, JobAccept, JobOpen, JobRefuse, Message, Results, Tasks, TasksRecall
 from tests.support.peers import until
 
 ORIGIN = PeerId(b"o" * 32)
@@ -51,8 +52,12 @@ class FakeChannel:
 
 
 class FakePool:
+    def __init__(self) -> None:
+        self.workers = 0
+
     def spawn(self, *_: Any) -> int:
-        return 1
+        self.workers += 1
+        return self.workers
 
 
 def opened() -> JobOpen:
@@ -105,5 +110,34 @@ def test_a_program_whose_link_was_replaced_is_not_waited_for_in_vain(
         await until(lambda: second.heard(JobRefuse), "the origin hears that it must offer the job again", 5)
         lender.message(second, opened())
         await until(lambda: second.heard(JobAccept), "then it is accepted", 5)
+
+    lending(tmp_path, monkeypatch, body)
+
+
+def back(channel: FakeChannel) -> list[tuple[int, int]]:
+    """What was given back untouched."""
+    rows = [row for message in channel.said if isinstance(message, Results) for row in message.rows]
+    assert all(row[2] is Outcome.RETURNED_UNRUN for row in rows)
+    return [row[:2] for row in rows]
+
+
+def test_what_is_recalled_comes_back_also_where_its_arguments_are_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(lender: Lender, store: BlobStore) -> None:
+        channel = FakeChannel()
+        lender.message(channel, opened())
+        await until(lambda: channel.heard(Grant), "slots were granted", 5)
+        channel._gate = gate = asyncio.Event()
+        inline = Payload(inline=b"x", size_bytes=1)
+        far = Payload(blob=blob_id_of(b"far"), size_bytes=3)
+        lender.message(channel, Tasks(JOB, ((1, 1, 0, inline), (2, 1, 0, far), (3, 1, 0, inline))))
+        lender.message(channel, TasksRecall(JOB, ((1, 1), (2, 1), (9, 9))))
+        assert back(channel) == [(2, 1), (1, 1)], "no worker is ready: none of it has begun"
+        lender.message(channel, TasksRecall(JOB, ((1, 1), (2, 1))))
+        lender.message(channel, TasksRecall(b"n" * 16, ((3, 1),)))
+        assert len(back(channel)) == 2, "what is not here any more is not given back again"
+        assert lender.load == 0.5, "the third waits on"
+        gate.set()
 
     lending(tmp_path, monkeypatch, body)

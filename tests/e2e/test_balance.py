@@ -1,0 +1,86 @@
+"""Work moves between real peers: one becomes slow in mid-job, and what it holds is done by others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import jobs_module
+import pytest
+import structlog
+from structlog.testing import CapturingLogger
+
+from p2pcompute.model.job import Outcome
+from p2pcompute.node.peer import Peer
+from p2pcompute.node.status import job_details
+from tests.support.peers import network, until
+
+
+@contextlib.contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    """Processes that stand still."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def listen(peer: Peer) -> CapturingLogger:
+    """What `peer` writes to its log about its own jobs."""
+    heard = CapturingLogger()
+    peer.origin._log = structlog.wrap_logger(
+        heard, processors=[], wrapper_class=structlog.make_filtering_bound_logger(20)
+    )
+    return heard
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process for a while")
+def test_a_peer_that_stands_still_loses_its_queue_to_others(home: Path) -> None:
+    async def body() -> None:
+        async with asyncio.timeout(60), network(home, 3) as peers, asyncio.TaskGroup() as group:
+            log = listen(peers[0])
+            count, under_way = 4_000, asyncio.Event()
+            values: list[int] = []
+
+            async def job() -> None:
+                async for value in peers[0].map(jobs_module.short_nap, range(count), ordered=False):
+                    values.append(value)
+                    if len(values) == 600:
+                        under_way.set()
+
+            running = group.create_task(job())
+            await under_way.wait()
+            known = next(reversed(peers[0].origin.jobs.values()))
+            slow = peers[1]
+
+            def has_moved() -> bool:
+                return any(attempt.peer == slow.peer_id for _, attempt in known.attempts)
+
+            pids = [worker.pid for worker in slow.lender.pool.workers.values() if worker.pid]
+            assert pids
+            with frozen(pids):
+                await until(has_moved, "what the frozen peer holds goes elsewhere", 20)
+                # All but what the frozen worker has in hand, which gets a copy: the job ends while it stands still.
+                await running
+            assert sorted(values) == [x * x for x in range(count)]
+            progress = peers[0].origin.progress(known.spec.job)
+            assert progress.retries == 0, "to be moved is no failure"
+            moved = [(task, each) for task, each in known.attempts if each.peer == slow.peer_id]
+            assert {each.outcome for _, each in moved} == {Outcome.RETURNED_UNRUN}
+            shown = job_details(known, progress, {slow.peer_id: "slow"})["attempts"]
+            assert {"task": int(moved[0][0]), "peer": "slow"}.items() <= shown[0].items()
+            assert "moved to another peer" in shown[0]["detail"]
+            lines = [call.kwargs for call in log.calls]
+            (first, *_) = [line for line in lines if line.get("event") == "tasks recalled"]
+            assert "silent" in first["cause"]
+            assert any(line.get("event") == "tasks moved" for line in lines)
+
+    asyncio.run(body())
