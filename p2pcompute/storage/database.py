@@ -26,10 +26,7 @@ Migrations = Sequence[Sequence[str]]
 
 
 class Database:
-    """An open file; `Database.open(path, migrations, lost)` makes one. `lost`.
-
-    What goes with the file where it is given up.
-    """
+    """An open file; `Database.open(path, migrations, lost)` makes one. `lost`: what goes with the file where it is given up."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lost: str) -> None:
         #: Where the file is, for messages.

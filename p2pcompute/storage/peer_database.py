@@ -1,19 +1,16 @@
 """peer.db: what one peer remembers between two starts.
 
 Owns one SQLite file: the peers it met (id, addresses, relays, when and how often seen, which of them are anchors) and a few
-named values (its incarnation, last port, the revocation list, renewals, contacts of the DHT). Write-ahead log, so that a crash loses at most the last transaction; the format's number
-stands in `user_version` and migrates forward, one step a version. A file that is broken, or that a newer release wrote,
-is a CorruptFileError and is never overwritten.
+named values (its incarnation, last port, the revocation list, renewals, contacts of the DHT). How the file is opened, migrated and kept is
+`database.py`'s. A power cut may lose the last transactions; incarnations then fall back on the clock.
 
-Refuses to know what the named values mean. All calls block for a disk write at most; one thread at a time (a lock).
+Refuses to know what the named values mean. All calls block for a disk write at most; one thread at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +18,14 @@ from pathlib import Path
 import msgpack
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import CorruptFileError, ProtocolError, ResourceError
+from p2pcompute.model.errors import ProtocolError
 from p2pcompute.model.ids import PEER_ID_BYTES, PeerId
 from p2pcompute.model.peer import Address, Reach, Relay
+from p2pcompute.storage.database import Database
 from p2pcompute.wire.codec import pack, unpack
 
-#: Seconds to wait for another process that has the file open, such as a backup or a curious `sqlite3` shell.
-BUSY_TIMEOUT_S = 5.0
-
+#: What a person loses who moves the file away.
+_LOST = "remembered peers are lost with it, keys and membership are not"
 #: MIGRATIONS[n] brings a file of version n to version n + 1.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -83,35 +80,19 @@ def incarnation_after(last: int, now_ms: int) -> int:
 class PeerDatabase:
     """An open peer.db; `PeerDatabase.open(path)` makes one."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
         #: Where the file is, for messages.
-        self.path = path
-        self._connection = connection
-        #: Held around every use of the connection: calls come from off-load threads.
-        self._lock = threading.Lock()
+        self.path = database.path
 
     @classmethod
     def open(cls, path: Path) -> PeerDatabase:
         """Open the file, making or migrating it. Raises CorruptFileError, ResourceError."""
-        try:
-            # Made here rather than by SQLite, so that it is never readable by others, not even for a moment; the
-            # files of its log take over these rights.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise ResourceError(f"cannot open {path}: {error.strerror}") from error
-        with _mapped(path):
-            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None)
-        try:
-            with _mapped(path):
-                _prepare(path, connection)
-        except BaseException:
-            connection.close()
-            raise
-        return cls(path, connection)
+        return cls(Database.open(path, MIGRATIONS, _LOST))
 
     def incarnation_next(self, now_ms: int) -> int:
         """The number of a new life, see `incarnation_after`; `now_ms`: of the wall clock, or the least to be reached."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             row = connection.execute('SELECT content FROM "values" WHERE name = ?', (_INCARNATION,)).fetchone()
             last = int.from_bytes(row[0], "big") if row is not None else -1
             incarnation = incarnation_after(last, now_ms)
@@ -134,7 +115,7 @@ class PeerDatabase:
             )
             for peer in peers
         ]
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.executemany(
                 "INSERT INTO peers (peer, addresses, last_seen_s, relays, reach, first_seen_s) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (peer) DO UPDATE SET addresses = excluded.addresses, relays = excluded.relays, "
@@ -150,19 +131,19 @@ class PeerDatabase:
 
     def choose_anchors(self, peers: Iterable[PeerId]) -> None:
         """`peers` are the anchors from now on, and no others; one that is not remembered is passed over."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute("UPDATE peers SET is_anchor = 0 WHERE is_anchor != 0")
             connection.executemany("UPDATE peers SET is_anchor = 1 WHERE peer = ?", [(peer,) for peer in peers])
 
     def forget(self, peers: Iterable[PeerId]) -> None:
         """Drop `peers`, such as revoked ones."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.executemany("DELETE FROM peers WHERE peer = ?", [(peer,) for peer in peers])
 
     def remembered(self) -> list[RememberedPeer]:
         """Every remembered peer, the last seen first, ties by id. Raises CorruptFileError."""
-        with self._lock, _mapped(self.path):
-            rows = self._connection.execute(
+        with self._database.reading() as connection:
+            rows = connection.execute(
                 "SELECT peer, addresses, last_seen_s, relays, reach, first_seen_s, times_seen, is_anchor FROM peers "
                 "ORDER BY last_seen_s DESC, peer"
             ).fetchall()
@@ -182,30 +163,18 @@ class PeerDatabase:
 
     def get(self, key: str) -> bytes | None:
         """The value called `key`, or None."""
-        with self._lock, _mapped(self.path):
-            row = self._connection.execute('SELECT content FROM "values" WHERE name = ?', (key,)).fetchone()
+        with self._database.reading() as connection:
+            row = connection.execute('SELECT content FROM "values" WHERE name = ?', (key,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def put(self, key: str, content: bytes) -> None:
         """Set the value called `key`; on disk when this returns."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             _put(connection, key, content)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        with self._lock:
-            self._connection.close()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _mapped(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        self._database.close()
 
     def _peer_of(self, row: tuple[bytes, bytes, float, bytes, str, float, int, int]) -> RememberedPeer:
         peer, addresses, last_seen_s, relays, reach, first_seen_s, times_seen, is_anchor = row
@@ -227,7 +196,7 @@ class PeerDatabase:
         try:
             yield
         except (ProtocolError, TypeError, ValueError, msgpack.UnpackException) as error:
-            raise _broken(self.path, f"{what} cannot be read") from error
+            raise self._database.broken(f"{what} cannot be read") from error
 
 
 def _pack_addresses(addresses: Iterable[Address]) -> bytes:
@@ -240,49 +209,7 @@ def _peer_id(content: object) -> PeerId:
     return PeerId(content)
 
 
-def _prepare(path: Path, connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    # NORMAL: a power cut may lose the last transactions, never the file; incarnations then fall back on the clock.
-    connection.execute("PRAGMA synchronous = NORMAL")
-    checked = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if checked is None or checked[0] != "ok":
-        raise _broken(path, str(checked[0]) if checked else "it cannot be checked")
-    connection.execute("BEGIN IMMEDIATE")  # two processes must not migrate at once
-    try:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version > len(MIGRATIONS):
-            raise CorruptFileError(
-                f"{path} was written by a newer release (format {version}, this one knows {len(MIGRATIONS)}): "
-                "upgrade p2pcompute, or move the file away to begin a new one"
-            )
-        for number in range(version, len(MIGRATIONS)):
-            for statement in MIGRATIONS[number]:
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
 def _put(connection: sqlite3.Connection, key: str, content: bytes) -> None:
     connection.execute(
         'INSERT INTO "values" VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET content = excluded.content', (key, content)
-    )
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise ResourceError(f"cannot use {path}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise _broken(path, str(error)) from error
-
-
-def _broken(path: Path, why: str) -> CorruptFileError:
-    return CorruptFileError(
-        f"{path} is damaged ({why}) and was left as it is: move it away to begin a new one; remembered peers are lost "
-        "with it, keys and membership are not"
     )
