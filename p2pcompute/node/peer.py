@@ -289,10 +289,18 @@ class Peer(Door):
             self._supervisor.service("renewals", self._keep_renewing)
 
     async def _keep_topology(self) -> None:
-        # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
-        watch = await self._offload.run(_topology_watch)
-        self._topology = watch(lambda: self.view, self.own, self._clock, self._offload, self._mapped)
-        await self._topology.run()
+        await (await self._topology_watch()).run()
+
+    async def _topology_watch(self) -> TopologyWatch:
+        """The one watch, made when it is first wanted."""
+        if self._topology is None:
+            # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
+            watch = await self._offload.run(_load_topology_watch)
+            # Whoever else waited for the same may have been first.
+            self._topology = self._topology or watch(
+                lambda: self.view, self.own, self._clock, self._offload, self._mapped
+            )
+        return self._topology
 
     def _mapped(self, shape: NetworkShape) -> None:
         self.origin.mapped(shape.adjacency)
@@ -334,10 +342,7 @@ class Peer(Door):
     async def shape(self) -> NetworkShape:
         """Communities, key nodes and everything else of the network's Laplacian, as of now."""
         await self._ready()
-        if self._topology is None:
-            watch = await self._offload.run(_topology_watch)
-            return await watch(lambda: self.view, self.own, self._clock, self._offload).look()
-        return await self._topology.look()
+        return await (await self._topology_watch()).look()
 
     def place_of(self, peer: PeerId) -> Place:
         """Where `peer` is in the newest shape of the network; nowhere before the first one, and where it is no part of it."""
@@ -490,7 +495,7 @@ class Peer(Door):
         self._supervisor.task(f"close {short_peer_id(link.peer)}", link.close(reason, text))
 
 
-def _topology_watch() -> type[TopologyWatch]:
+def _load_topology_watch() -> type[TopologyWatch]:
     from p2pcompute.node.topology import TopologyWatch
 
     return TopologyWatch
