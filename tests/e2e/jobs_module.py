@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs_helper import triple
 
@@ -61,6 +62,15 @@ def slow(x: float) -> float:
 
 def naps(x: int) -> int:
     time.sleep(0.05)
+    return x * x
+
+
+def together(task: tuple[str, int, int]) -> int:
+    """Of `count` tasks none ends before all have begun: `folder` has a file for each that has."""
+    folder, count, x = task
+    Path(folder, str(x)).touch()
+    while len(os.listdir(folder)) < count:
+        time.sleep(0.01)
     return x * x
 
 
