@@ -322,9 +322,10 @@ RELAY_METERED_MAX = 4_096
 DIAL_BACK_ADDRESSES_MAX = 2
 #: One try of a dial-back; a path that needs longer is none that one wants to depend on.
 DIAL_BACK_TIMEOUT_S = 3.0
-#: Between two dial-backs, or two reversed dials, for one peer: it learns what it needs, and nobody can scan with our address.
+#: Between two dial-backs, or two reversed dials, for one peer, and in the mean between two that come through one: each learns what it needs,
+#: and nobody can scan with our address.
 DIAL_BACK_INTERVAL_S = 10.0
-#: Reversed dials, and dial-backs, that run at a time.
+#: Reversed dials, and dial-backs, that run at a time; of reversed ones so many at once may come through one peer after a pause.
 DIAL_BACKS_AT_ONCE_MAX = 8
 #: How long a peer that was asked to dial may take before it is reached through the relay instead: a wish, its way on, and a handshake over a
 #: slow line. What it dials later is taken all the same, in the relayed link's place.

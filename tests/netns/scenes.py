@@ -14,6 +14,7 @@ removed at the end, whatever happened.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -77,7 +78,7 @@ class Stage:
         folder = self.folder / f"clock-{seconds:.0f}"
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(CLOCK_BEHIND.format(seconds=seconds))
-        return {"PYTHONPATH": str(folder)}
+        return {"PYTHONPATH": ahead_on_path(folder)}
 
     def same_network(self, owner: Machine, *members: Machine) -> None:
         """`owner` makes a network and invites `members`, before anybody is up: the tokens name no address."""
@@ -108,6 +109,11 @@ def scene(*, routed: bool = False) -> Iterator[Stage]:
             yield Stage(rig, folder, stack)
     finally:
         shutil.rmtree(folder)
+
+
+def ahead_on_path(folder: Path) -> str:
+    """The PYTHONPATH with which the modules in `folder` come first, and the product is the one under test as before."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def all_linked(peers: Sequence[PeerProcess], timeout_s: float) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.netns.nat_scenes import Miniupnpd, ThreeSites, three_sites
 from tests.netns.rig import Host, Nat, require_rig
-from tests.netns.scenes import Command, listed_names, own_name, the_job
+from tests.netns.scenes import Command, ahead_on_path, listed_names, own_name, the_job
 from tests.support.peers import Machine, PeerProcess, until_now
 
 pytestmark = pytest.mark.netns
@@ -203,7 +203,7 @@ def few_links(sites: ThreeSites, machine: Machine) -> None:
     folder = sites.stage.folder / "few"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text("import p2pcompute.model.limits as limits\nlimits.LINKS_MAX = 1\n")
-    machine.environ["PYTHONPATH"] = str(folder)
+    machine.environ["PYTHONPATH"] = ahead_on_path(folder)
 
 
 def public_peer(sites: ThreeSites, name: str, slots: int = 0) -> tuple[Host, PeerProcess]:
@@ -228,12 +228,22 @@ def test_a_public_peer_is_dialled_by_the_one_that_it_cannot_dial() -> None:
             told_reach(caller, "public")
         ben = sites.ben.up("ben", *told)
 
+        seen: list[list[tuple[Any, Any]]] = [[]]
+
         def reversed_one() -> tuple[dict[str, Any], dict[str, Any]] | None:
             # Of the one whom ben makes a relay at the same moment only she believes that she was dialled because she asked.
-            pairs = ((row_of(caller, "ben"), row_of(ben, name)) for name, caller in callers.items())
+            pairs = [(row_of(caller, "ben"), row_of(ben, name)) for name, caller in callers.items()]
+            seen[0] = [(row["path"], theirs["path"]) for row, theirs in pairs]
             return next((pair for pair in pairs if {each["path"] for each in pair} == {"reversed"}), None)
 
-        row, theirs = until_now(reversed_one, "one of them was dialled because she asked", LINKED_WITHIN_S, 0.1)
+        try:
+            found = until_now(reversed_one, "one of them was dialled because she asked", LINKED_WITHIN_S, 0.1)
+        except AssertionError as error:
+            logs = "".join(
+                f"\n--- {each.log.name} ---\n{each.log.read_text()[-2000:]}" for each in (*callers.values(), ben)
+            )
+            raise AssertionError(f"{error}; it was {seen[0]}{logs}") from None
+        row, theirs = found
         assert row["path_via"] in {"relay", *callers}
         assert row["path_why"] == (
             f"direct, dialled by it: it cannot be dialled, this peer can, and it was asked through {row['path_via']}"
