@@ -66,7 +66,7 @@ def naps(x: int) -> int:
 
 
 def together(task: tuple[str, int, int]) -> int:
-    """Of `count` tasks none ends before all have begun: `folder` has a file for each that has."""
+    """Ends once `count` tasks have begun, for each of which `folder` has a file: where a peer runs one at a time, at so many peers."""
     folder, count, x = task
     Path(folder, str(x)).touch()
     while len(os.listdir(folder)) < count:

@@ -47,19 +47,24 @@ def test_a_peer_that_stands_still_loses_its_queue_to_others(home: Path) -> None:
     async def body() -> None:
         async with asyncio.timeout(60), network(home, 3) as peers, asyncio.TaskGroup() as group:
             log = listen(peers[0])
-            count, under_way = 4_000, asyncio.Event()
+            count = 4_000
             values: list[int] = []
 
             async def job() -> None:
                 async for value in peers[0].map(jobs_module.short_nap, range(count), ordered=False):
-                    values.append(value)
-                    if len(values) == 600:
-                        under_way.set()
+                    values.append(value)  # noqa: PERF401 - they are counted meanwhile
+
+            slow = peers[1]
+
+            def is_under_way() -> bool:
+                """How long a task takes is known, of the one that will stand still too, which has tasks."""
+                jobs = peers[0].origin.jobs
+                done = peers[0].origin.progress(next(reversed(jobs))).done_by_peer if jobs else ()
+                return len(values) >= 600 and dict(done).get(slow.peer_id, 0) >= 50
 
             running = group.create_task(job())
-            await under_way.wait()
+            await until(is_under_way, "it has begun everywhere")
             known = next(reversed(peers[0].origin.jobs.values()))
-            slow = peers[1]
 
             def has_moved() -> bool:
                 return any(attempt.peer == slow.peer_id for _, attempt in known.attempts)

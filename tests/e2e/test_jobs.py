@@ -48,11 +48,14 @@ def test_submit_returns_the_callers_own_classes(home: Path) -> None:
     run(home, 1, body)
 
 
-def test_any_peer_submits_and_both_compute(home: Path) -> None:
+def test_any_peer_submits_and_both_compute(home: Path, tmp_path: Path) -> None:
     async def body(peers: list[Peer]) -> None:
-        for peer in peers:
+        for number, peer in enumerate(peers):
+            begun = tmp_path / f"begun-{number}"
+            begun.mkdir()
             progress: list[JobProgress] = []
-            values = [value async for value in peer.map(jobs_module.naps, range(40), on_progress=progress.append)]
+            inputs = [(str(begun), 2, x) for x in range(40)]
+            values = [value async for value in peer.map(jobs_module.together, inputs, on_progress=progress.append)]
             assert values == [x * x for x in range(40)]
             done = dict(progress[-1].done_by_peer)
             assert sum(done.values()) == 40

@@ -33,6 +33,7 @@ from p2pcompute.node.control_methods import ControlMethods
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.peer import Peer
 from p2pcompute.node.remote import RemotePeer
+from tests.support.holding import holding
 from tests.support.peers import Machine, linked, machine, own_ports, until, until_now
 
 LAB, DEAR = {"labels": ("zone=lab",)}, {"cost_per_hour": 100.0, "performance_tier": "premium"}
@@ -251,7 +252,8 @@ def test_prefer_local_and_a_balancer_of_ones_own(home: Path) -> None:
 
     async def body() -> None:
         async with peers_of(home, {"slots": 4}, {"slots": 4}) as peers:
-            assert set(await done_by(peers[0], 4, preferences={"prefer_local": True})) == {"peer1"}
+            at_home = JobOptions(preferences=Preferences(prefer_local=True), speculate=False)
+            assert set(await calls(peers[0], 4, at_home)) == {"peer1"}
             assert set(await done_by(peers[0], 8, balancer=last)) == {"peer2"}
             assert asked
             with pytest.raises(StrategyError, match="ZeroDivisionError: no balance"):
@@ -348,6 +350,14 @@ def nap(x):
 """
 
 
+#: Ends once tasks of all have begun.
+EACH = """
+def each(x):
+    wait_for_others()
+    return x
+"""
+
+
 def test_the_command_line_places_jobs(here: Machine, tmp_path: Path) -> None:
     program = tmp_path / "user_program.py"
     program.write_text(PROGRAM)
@@ -380,11 +390,11 @@ def test_the_command_line_places_jobs(here: Machine, tmp_path: Path) -> None:
 def test_a_killed_peer_is_left_and_a_frozen_one_is_not_asked(here: Machine, tmp_path: Path) -> None:
     """Calls go on at once when a peer is killed, and avoid one that is suspected to be down."""
     program = tmp_path / "user_program.py"
-    program.write_text(PROGRAM)
+    program.write_text(holding(tmp_path / "begun", peers=3) + PROGRAM + EACH)
     origin = here.up("anna", "--slots", "0", "--timing", "lan")
     killed, frozen, good = (here.up(name, "--slots", "1", "--timing", "lan") for name in ("bert", "carl", "dora"))
     until_now(lambda: len(origin.linked_names) == 3, "all are linked")
-    here.run("map", str(program), "where", "--strategy", "round_robin", *map(str, range(12)))
+    here.run("map", str(program), "each", "--strategy", "round_robin", *map(str, range(12)))
     assert here.json("jobs")[-1]["done_by_peer"].keys() == {"bert", "carl", "dora"}
     killed.kill()
     frozen.process.send_signal(signal.SIGSTOP)
