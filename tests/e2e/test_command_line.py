@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +50,6 @@ def nap(x):
 def size(path):
     return len(open(path, "rb").read())
 """
-_LATEST_LOOK_S = 2.0
 
 
 @pytest.fixture
@@ -107,10 +105,8 @@ def leftovers(home: Path) -> list[str]:
 def test_two_peers_list_each_other_soon(here: Machine) -> None:
     first = here.up("anna")
     second = here.up("bert")
-    began_s = time.monotonic()
-    linked(first, second)
-    took_s = time.monotonic() - began_s
-    assert took_s < 5 * _LATEST_LOOK_S, f"two idle peers on one host took {took_s:.1f} s"
+    # By the calls of the first seconds: the next ones come after 24 s at least.
+    until_now(lambda: first.linked_names and second.linked_names, "two idle peers on one host are linked", 20)
     document = here.json("peers")
     assert document["own"]["name"] == "anna"
     assert [row["name"] for row in document["peers"]] == ["bert"]

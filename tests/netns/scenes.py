@@ -5,7 +5,7 @@
         anna, ben = stage.machine("anna", lan), stage.machine("ben", lan)
         stage.same_network(anna, ben)
         peers = [anna.up("anna"), ben.up("ben")]
-        all_linked(peers, 10)
+        all_linked(peers)
 
 A peer is asked through its control socket, which is a file: no namespace stands in the way. Everything is stopped and
 removed at the end, whatever happened.
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns.rig import Host, Lan, Rig
-from tests.support.peers import Machine, PeerProcess, machine, until_now
+from tests.support.peers import WAIT_S, Machine, PeerProcess, machine, until_now
 
 #: A data folder whose clock is so far behind that what ended since then is still valid there.
 CLOCK_BEHIND = "import time\n_true = time.time\ntime.time = lambda: _true() - {seconds}\n"
@@ -116,8 +116,8 @@ def ahead_on_path(folder: Path) -> str:
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
-def all_linked(peers: Sequence[PeerProcess], timeout_s: float) -> None:
-    """Wait until each of `peers` has a link to every other, by name."""
+def all_linked(peers: Sequence[PeerProcess], timeout_s: float = WAIT_S) -> None:
+    """Wait until each of `peers` has a link to every other, by name. `timeout_s`: less than `WAIT_S` only where it shows which way they met."""
     names = [own_name(peer) for peer in peers]
     deadline = time.monotonic() + timeout_s
     for name, peer in zip(names, peers, strict=True):

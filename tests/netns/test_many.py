@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import psutil
 import pytest
 
@@ -45,9 +43,7 @@ def test_five_peers_on_one_machine_with_default_settings() -> None:
     with scene() as stage:
         desk = stage.machine("desk", stage.rig.lan("10.77.1.0/24"))
         peers = [_up_by_default(desk) for _ in range(5)]
-        began = time.monotonic()
-        all_linked(peers, 10)
-        assert time.monotonic() - began < 10
+        all_linked(peers)
 
         assert [peer.number for peer in peers] == [1, 2, 3, 4, 5]
         # 9877 is the beacon's and 9878 the console's.
@@ -69,7 +65,7 @@ def test_five_peers_on_one_machine_with_default_settings() -> None:
         again = _up_by_default(desk)
         status = again.ask("status")
         assert (again.number, status["port"], status["peer"]) == (3, 9880, before[3])
-        all_linked([*peers[:2], again, *peers[3:]], 10)
+        all_linked([*peers[:2], again, *peers[3:]])
 
 
 def _up_by_default(at: Machine) -> PeerProcess:
@@ -101,7 +97,7 @@ def test_thirty_peers_in_one_subnet() -> None:
         everybody = THIRTY * (THIRTY - 1)
         wait_until(lambda: parent.stdout().count(" appeared: ") >= everybody, 60, "all have heard of all", parent)
         peers = [PeerProcess(parent.popen, folders, number, parent.stdout_path) for number in numbers]
-        all_linked(peers, 30)
+        all_linked(peers)
         for peer in peers:
             assert len(listed_names(peer)) == THIRTY - 1
         pids = [pid for host in hosts for pid in host.namespace.processes() if pid != parent.pid]

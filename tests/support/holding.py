@@ -9,37 +9,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: The start of a program. A task that calls `wait_for_others` ends once tasks of `PEERS` peers have begun; one that calls `held_back` ends
-#: at once while no more than `FREE` tasks have begun at its peer, others once the file "go" is there.
+#: The start of a program. A task that calls `wait_for_others` ends once tasks of so many peers have begun. One that calls `held_back` takes
+#: `pause_s`, by default more than a batch is worth, so that nobody is sent many ahead; and where more than `free` tasks have begun at its
+#: peer, which is known by the parent of its workers, it ends once the file "go" is there.
 _HOLDING = """
 import os
 import time
 
 
-def begun(name):
+def _note(name):
     open(os.path.join({folder!r}, name), "w").close()
 
 
-def count(start):
+def _noted(start):
     return sum(name.startswith(start) for name in os.listdir({folder!r}))
 
 
 def wait_for_others():
-    begun("peer-%d" % os.getppid())
-    while count("peer-") < {peers}:
+    _note("peer-%d" % os.getppid())
+    while _noted("peer-") < {peers}:
         time.sleep(0.01)
 
 
-def held_back(task):
+def held_back(pause_s=0.05):
     mine = "of-%d-" % os.getppid()
-    begun(mine + str(task))
-    while count(mine) > {free} and not count("go"):
+    _note("%s%d-%d" % (mine, os.getpid(), time.monotonic_ns()))
+    time.sleep(pause_s)
+    while _noted(mine) > {free} and not _noted("go"):
         time.sleep(0.01)
 """
 
 
 def holding(folder: Path, *, peers: int = 1, free: int = 0) -> str:
-    """The start of a program, with `folder` for what its tasks tell each other, which is made."""
+    """The start of a program (`_HOLDING`), with `folder` for what its tasks tell each other, which is made."""
     folder.mkdir()
     return _HOLDING.format(folder=str(folder), peers=peers, free=free)
 
