@@ -177,7 +177,7 @@ def test_records_that_do_not_exist_are_not_asked_for_without_end(honest: Field) 
         await repeat(once, 3 * _ATTACK_S, 0.1)
 
     short = attack(honest, "announcer", lie)
-    honest.blames(short, "announces records that nobody has", timeout_s=15)
+    honest.blames(short, "announces records that nobody has")
     late = honest.home.up("dora", "--slots", "0")
     until_now(lambda: "dora" in honest.alive(honest.peers[0]), "a newcomer is heard of", 15)
     late.kill()

@@ -78,6 +78,7 @@ def _up_by_default(at: Machine) -> PeerProcess:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # the bounds of its three waits are longer together than a test may usually take
 def test_thirty_peers_in_one_subnet() -> None:
     """Thirty hosts of one address each, and a process on each, forked from one that has imported the program already.
 
