@@ -164,15 +164,14 @@ def test_up_is_quiet_and_its_events_are_json(here: Machine) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
+        ready = next_event(process)
         assert ready["event"] == "ready"
         assert ready["name"] == "anna"
         other = here.up("bert")
-        appeared = json.loads(process.stdout.readline())
+        appeared = next_event(process)
         assert (appeared["event"], appeared["name"]) == ("peer_appeared", "bert")
         other.process.send_signal(signal.SIGINT)
-        left = json.loads(process.stdout.readline())
+        left = next_event(process)
         assert (left["event"], left["name"]) == ("peer_left", "bert")
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=WAIT_S)
@@ -180,6 +179,15 @@ def test_up_is_quiet_and_its_events_are_json(here: Machine) -> None:
     assert other.process.wait(WAIT_S) == 130
     assert (stdout, stderr) == (b"", b"")
     assert leftovers(here.home) == []
+
+
+def next_event(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What it tells next, but for whom it suspects: on a busy machine that may be anybody for a moment."""
+    assert process.stdout is not None
+    while True:
+        event: dict[str, Any] = json.loads(process.stdout.readline())
+        if event["event"] != "peer_suspected":
+            return event
 
 
 def test_flags_beat_the_environment_which_beats_the_file(here: Machine) -> None:
