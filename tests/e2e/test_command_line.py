@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from p2pcompute.app.demo import PEERS
@@ -170,6 +171,9 @@ def test_up_is_quiet_and_its_events_are_json(here: Machine) -> None:
         other = here.up("bert")
         appeared = next_event(process)
         assert (appeared["event"], appeared["name"]) == ("peer_appeared", "bert")
+        # Both may have dialled: what one of them breaks off in mid-handshake the other one tells of.
+        until_now(lambda: other.linked_names == {"anna"}, "both are linked")
+        until_now(lambda: connections(process.pid) == connections(other.process.pid) == 1, "by one connection")
         other.process.send_signal(signal.SIGINT)
         left = next_event(process)
         assert (left["event"], left["name"]) == ("peer_left", "bert")
@@ -179,6 +183,12 @@ def test_up_is_quiet_and_its_events_are_json(here: Machine) -> None:
     assert other.process.wait(WAIT_S) == 130
     assert (stdout, stderr) == (b"", b"")
     assert leftovers(here.home) == []
+
+
+def connections(pid: int) -> int:
+    """TCP connections of a process that are up or about to be; who listens is not counted."""
+    resting = (psutil.CONN_LISTEN, psutil.CONN_TIME_WAIT, psutil.CONN_CLOSE)
+    return sum(each.status not in resting for each in psutil.Process(pid).net_connections("tcp"))
 
 
 def next_event(process: subprocess.Popen[bytes]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import psutil
 import pytest
 
@@ -79,10 +81,11 @@ def _up_by_default(at: Machine) -> PeerProcess:
     return peer
 
 
-def linked_count(peer: PeerProcess) -> int:
-    """How many `peer` lists and is linked to, by different names; 0 while it lists one that it is not linked to."""
+def not_linked(peer: PeerProcess) -> list[tuple[str, str, str]]:
+    """Whom `peer` lists and is not linked to: name, status, and what went wrong last."""
     rows = peer.ask("peers")["peers"]
-    return len({row["name"] for row in rows}) if all(row["linked"] for row in rows) else 0
+    assert len(rows) == THIRTY - 1
+    return [(row["name"], row["status"], row["last_error"]) for row in rows if not row["linked"]]
 
 
 @pytest.mark.slow
@@ -106,10 +109,11 @@ def test_thirty_peers_in_one_subnet() -> None:
         everybody = THIRTY * (THIRTY - 1)
         wait_until(lambda: parent.stdout().count(" appeared: ") >= everybody, WITHIN_S, "all have heard of all", parent)
         peers = [PeerProcess(parent.popen, folders, number, parent.stdout_path) for number in numbers]
+        deadline = time.monotonic() + WITHIN_S
         for peer in peers:
-            until_now(
-                lambda peer=peer: linked_count(peer) == THIRTY - 1, "everybody is linked to everybody", step_s=0.5
-            )
+            while missing := not_linked(peer):
+                assert time.monotonic() < deadline, f"peer {peer.number} is not linked to {missing}"
+                time.sleep(0.5)
         pids = [pid for host in hosts for pid in host.namespace.processes() if pid != parent.pid]
         assert len(pids) == THIRTY
         processes = [psutil.Process(pid) for pid in pids]
