@@ -46,3 +46,12 @@ class TaskSet:
         page[offset >> 3] |= bit
         self._count += 1
         return True
+
+    def discard(self, task: TaskIndex) -> bool:
+        """Take `task` out; False where it was not there."""
+        if task not in self:
+            return False
+        offset = task & _IN_PAGE
+        self._pages[task >> _PAGE_BITS][offset >> 3] &= ~(1 << (offset & 7)) & 0xFF
+        self._count -= 1
+        return True

@@ -51,7 +51,7 @@ GOSSIP_MESSAGES: tuple[type[Message], ...] = (Records, *GOSSIP_ONLY)
 #: What may cross a link between peers.
 LINK_MESSAGES: tuple[type[Message], ...] = (
     Hello, Goodbye, Ping, Pong, Records, Revocations, Renewals, SuspectQuery, SuspectAnswer, JobOpen, JobAccept, JobRefuse,
-    Grant, Tasks, Results, TasksCancel, TasksRecall, JobClose, TaskNews, BlobWant, BlobMissing, EchoWant, *GOSSIP_ONLY,
+    Grant, Tasks, Results, TasksCancel, TasksRecall, JobClose, TaskNews, ShareOpen, CommunityGrant, Partial, BlobWant, BlobMissing, EchoWant, *GOSSIP_ONLY,
     *REACHING_MESSAGES,
 )  # fmt: skip
 #: What may cross a control socket.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import ProtocolError
-from p2pcompute.model.ids import BLOB_ID_BYTES, JOB_ID_BYTES, NETWORK_ID_BYTES
+from p2pcompute.model.ids import BLOB_ID_BYTES, JOB_ID_BYTES, NETWORK_ID_BYTES, PEER_ID_BYTES
 from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.peer import Isolation
 from p2pcompute.wire.codec import (
@@ -30,6 +30,7 @@ from p2pcompute.wire.codec import (
 
 _JOB = Raw(JOB_ID_BYTES, JOB_ID_BYTES)
 _BLOB = Raw(BLOB_ID_BYTES, BLOB_ID_BYTES)
+_PEER = Raw(PEER_ID_BYTES, PEER_ID_BYTES)
 _TASK = Whole(0, 1 << 62)
 _ATTEMPT = Whole(0, 1_000_000)
 _OUTCOME = Converted(Whole(0, 255), Outcome, int)
@@ -226,7 +227,8 @@ class Results(Message):
     """Lender to origin: rows of (task, attempt, outcome, wall microseconds, payload).
 
     The payload is the encoded result for RETURNED, the encoded failure (`execution/values.py`) for RAISED and
-    UNSHIPPABLE, and a UTF-8 sentence for every other outcome.
+    UNSHIPPABLE, and a UTF-8 sentence for every other outcome; empty for MERGED. A coordinator says in `peers` where rows were
+    computed, and in `by` which of these each row is of, by place; empty where it is the lender itself.
     """
 
     kind: ClassVar[int] = 25
@@ -235,6 +237,8 @@ class Results(Message):
         tuple[tuple[int, int, Outcome, int, Payload], ...],
         Many(Row((_TASK, _ATTEMPT, _OUTCOME, Whole(), PAYLOAD)), limits.BATCH_TASKS_MAX),
     ]
+    peers: Annotated[tuple[bytes, ...], Many(_PEER, limits.SHARE_MEMBERS_MAX)] = ()
+    by: Annotated[tuple[int, ...], Many(Whole(0, limits.SHARE_MEMBERS_MAX), limits.BATCH_TASKS_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,60 @@ class TaskNews(Message):
     output: Annotated[
         tuple[tuple[int, int, bytes], ...],
         Many(Row((_TASK, Whole(1, 2), Raw(limits.TASK_OUTPUT_BYTES_MAX))), limits.BATCH_TASKS_MAX),
+    ] = ()
+
+
+# --- coordination -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShareOpen(Message):
+    """Origin to coordinator: dispatch a share of my job among `members`, as a job of its own. Answered by JobAccept or JobRefuse; what
+    follows both ways is as between origin and lender, with `share` for the job, and CommunityGrant and Partial beside.
+
+    `aggregation`: how results may be merged here, "none" where each must come by itself. `options`: those of the job that matter to
+    the dispatch machine, as documents have them. `delegation`: signed, for the members (`wire/delegation.py`).
+    """
+
+    kind: ClassVar[int] = 30
+    share: Annotated[bytes, _JOB]
+    program: Annotated[bytes, _BLOB]
+    program_bytes: Annotated[int, Whole(0, limits.PROGRAM_BYTES_MAX)]
+    name: Annotated[str, Text()]
+    aggregation: Annotated[str, Text(32)]
+    members: Annotated[tuple[bytes, ...], Many(_PEER, limits.SHARE_MEMBERS_MAX)]
+    options: Annotated[dict[str, Any], Plain()] = field(default_factory=dict)
+    delegation: Annotated[bytes, Raw(limits.DELEGATION_BYTES_MAX)] = b""
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CommunityGrant(Message):
+    """Coordinator to origin: so many slots of the community are yours now, over all your shares here. Replaces the grant before;
+    said again while a share has work that sends no results, so that silence means something."""
+
+    kind: ClassVar[int] = 31
+    slots: Annotated[int, Whole(0, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class Partial(Message):
+    """Coordinator to origin: what these tasks came to, merged: rows of (first task, how many neighbours, attempt of all of them).
+
+    The payload is encoded: for a reduction rows of [number of the merged value in the tree, value], else the aggregator's
+    partial. `workers`: (peer, how many of the tasks it ran).
+    """
+
+    kind: ClassVar[int] = 32
+    job: Annotated[bytes, _JOB]
+    number: Annotated[int, Whole(0, 1 << 32)]
+    rows: Annotated[
+        tuple[tuple[int, int, int], ...],
+        Many(Row((_TASK, Whole(1, limits.PARTIAL_TASKS_MAX), _ATTEMPT)), limits.BATCH_TASKS_MAX),
+    ]
+    payload: Annotated[Payload, PAYLOAD]
+    workers: Annotated[
+        tuple[tuple[bytes, int], ...], Many(Row((_PEER, Whole(0, limits.PARTIAL_TASKS_MAX))), limits.SHARE_MEMBERS_MAX)
     ] = ()
 
 
