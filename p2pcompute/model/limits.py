@@ -361,6 +361,11 @@ PORTS_TRIED = 64
 # --- jobs -------------------------------------------------------------------------------------------------------------
 #: Arguments and results up to this travel inside their message, larger ones as blobs on a stream.
 INLINE_BYTES_MAX = 64 * 1024
+#: A signed delegation with its manifest and its origin's papers: three certificates at their limit make 12 KiB, both documents have
+#: 500 bytes, the rest is room for unknown fields of later versions. Ours have about 2,200 bytes.
+DELEGATION_BYTES_MAX = 16_384
+#: Clocks of laptops are wrong by minutes: manifests and delegations are taken this long past their end, as pointers are.
+DELEGATION_SKEW_MAX_S = 600.0
 #: Payload bytes in one Tasks or Results message; several such frames fit into one transport buffer.
 BATCH_BYTES_MAX = 256 * 1024
 #: Tasks in one lease batch or results message.

@@ -36,6 +36,12 @@ _ATTEMPT = Whole(0, 1_000_000)
 _OUTCOME = Converted(Whole(0, 255), Outcome, int)
 
 
+def _peer_or_nobody(peer: bytes) -> bytes:
+    if len(peer) not in (0, PEER_ID_BYTES):
+        raise ValueError(f"a peer's id has {PEER_ID_BYTES} bytes")
+    return peer
+
+
 class _PayloadCheck(Check):
     """Bytes for a payload that travels inside, [id, size] for one that is fetched as a blob."""
 
@@ -167,7 +173,8 @@ class SuspectAnswer(Message):
 class JobOpen(Message):
     """Origin to lender: may I send tasks of this job? Answered by JobAccept or JobRefuse.
 
-    The lender fetches the program (a blob) before it accepts. `slots_wanted`: how many tasks at a time would be useful.
+    The lender fetches the program (a blob) before it accepts. `delegation`: where the sender only coordinates, what the true origin
+    signed for it (`delegation.py`); `job` is the share then. Without one the sender is the origin.
     """
 
     kind: ClassVar[int] = 20
@@ -179,6 +186,7 @@ class JobOpen(Message):
     timeout_s: Annotated[float | None, Maybe(Real(0, 1e9))] = None
     memory_bytes: Annotated[int | None, Maybe(Whole(0, 1 << 60))] = None
     epoch: Annotated[int, Whole()] = 0
+    delegation: Annotated[bytes, Raw(limits.DELEGATION_BYTES_MAX)] = b""
     unknown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -193,7 +201,11 @@ class JobAccept(Message):
 
 @dataclass(frozen=True, slots=True)
 class JobRefuse(Message):
-    """Lender to origin: not here. `reason`: "role", "module", "bundle", "busy", "none-lent"; `module`: the one that is missing."""
+    """Lender to origin: not here, or not any more. `module`: the one that is missing.
+
+    `reason`: "role", "module", "bundle", "busy", "none-lent"; to a coordinator also "delegation" (what the origin signed does not
+    hold, or not for this) and "fenced" (the origin has given the work to another coordinator since).
+    """
 
     kind: ClassVar[int] = 22
     job: Annotated[bytes, _JOB]
@@ -204,10 +216,15 @@ class JobRefuse(Message):
 
 @dataclass(frozen=True, slots=True)
 class Grant(Message):
-    """Lender to origin: so many slots are yours now, over all your jobs. Replaces the grant before."""
+    """Lender to origin: so many slots are yours now, over all your jobs. Replaces the grant before.
+
+    `origin`: to a coordinator, whose shares alone these slots are for: the id of their true origin. Empty: they are for the
+    receiver's own jobs.
+    """
 
     kind: ClassVar[int] = 23
     slots: Annotated[int, Whole(0, 1 << 20)]
+    origin: Annotated[bytes, Converted(Raw(PEER_ID_BYTES), _peer_or_nobody, bytes)] = b""
 
 
 @dataclass(frozen=True, slots=True)
