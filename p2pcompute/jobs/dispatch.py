@@ -462,8 +462,7 @@ class Dispatch:
             out.append(CloseAt(event.peer, event.job))
             self._refused(share, "partial", text, now, out)
             return
-        for peer, count in event.workers or ((event.peer, len(event.rows)),):
-            book.done_by_peer[peer] = book.done_by_peer.get(peer, 0) + count
+        book.done_by_peer[event.peer] = book.done_by_peer.get(event.peer, 0) + len(event.rows)
         out.append(PartialTaken(event.job, event.peer, event.number))
         self._go_on(book, now, out, queued=False)
 

@@ -174,13 +174,12 @@ class Regioned:
 @dataclass(frozen=True, slots=True)
 class PartialArrived:
     """A partial aggregate is here: rows of (task, attempt) whose results, merged, it is. Answered by `PartialTaken` or
-    `PartialRefused`. `workers`: how many of them ran where, by its sender's word."""
+    `PartialRefused`."""
 
     peer: PeerId
     job: JobId
     number: int
     rows: tuple[tuple[TaskIndex, int], ...]
-    workers: tuple[tuple[PeerId, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -395,6 +395,10 @@ JOBS_PER_ORIGIN_MAX = 64
 TASKS_QUEUED_PER_ORIGIN_MAX = 65_536
 #: Work handed out in one lease batch: long enough to hide a round trip, short enough to bind late.
 BATCH_TARGET_S = 0.03
+#: Peers of one community for which a coordinator dispatches: 32 KiB in a message; in a larger one, the most capable.
+SHARE_MEMBERS_MAX = 1_024
+#: Tasks that one partial aggregate names: as many as one origin may have queued at one peer.
+PARTIAL_TASKS_MAX = 65_536
 #: Partial values merged by one reduction task.
 REDUCE_FAN_IN = 16
 

@@ -217,6 +217,16 @@ class Peer(Door):
         to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
         to_lender.deliver = self.lender.message
         to_origin.deliver = self.origin.message
+        self.coordinator = Coordinator(
+            self._blobs, self._supervisor, self._clock, self._log, self.records.registry
+        )
+        stack.callback(self.coordinator.stop)
+        to_member, to_coordinator = connect_in_community(self.peer_id, self._blobs, self.coordinator.bring)
+        to_member.deliver = self.lender.message
+        to_coordinator.deliver = self._said_by_own_lender
+        self._to_own_member = to_member
+        self.exchange.bring = self.coordinator.bring
+        self.origin.seats.delegating = Delegating(self.identity, self._clock, self._entropy_source)
         self.origin.seek = self._seek
         self.origin.holders = Holders(lambda: self.handles.sizes)
         self.exchange.on_served = self.origin.sent_blob
@@ -239,6 +249,7 @@ class Peer(Door):
         self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
         self.overlay = self.side.overlay
         self.origin.misdeed = self.overlay.misdeed
+        self.coordinator.misdeed = self.overlay.misdeed
         self.admission = Admission(
             self.identity,
             self.network,
@@ -275,7 +286,7 @@ class Peer(Door):
 
     def _worth(self, link: Link) -> float | None:
         """How useful a link is; None: work runs over it."""
-        if self.lender.works_for(link.peer) or self.origin.uses(link.peer):
+        if self.lender.works_for(link.peer) or self.origin.uses(link.peer) or self.coordinator.uses(link.peer):
             return None
         entry = self.view.entry(link.peer)
         slots = entry.record.slots if entry is not None else 0
@@ -304,6 +315,15 @@ class Peer(Door):
 
     def _mapped(self, shape: NetworkShape) -> None:
         self.origin.mapped(shape.adjacency)
+        regions = regions_of(shape, self.view)
+        self.origin.regions(regions)
+        for region in regions:
+            for seat in region.seats:
+                link = self.overlay.hub.links.get(coordinator_of(seat))
+                if link is not None:
+                    self._offer(link)
+                else:
+                    self.overlay.want_link(coordinator_of(seat))
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
@@ -359,7 +379,9 @@ class Peer(Door):
         return await self._offload.run(lambda: report(shape, view, self.network.name))
 
     def name_of(self, peer: PeerId) -> str:
-        """What people call a peer: its name, with its short id where two share a name."""
+        """What people call a peer: its name, with its short id where two share a name; a seat by its coordinator."""
+        if is_seat(peer):
+            return f"the community of {self.name_of(coordinator_of(peer))}"
         if peer == self.peer_id:
             return self.own.record.name
         entry = self.overlay.view.entry(peer)
@@ -394,15 +416,20 @@ class Peer(Door):
 
     def _offer(self, link: Link) -> None:
         entry = self.overlay.view.entry(link.peer)
-        if entry is None or Role.COMPUTE not in link.admission.roles or entry.record.slots == 0:
+        if entry is None:
             return
-        self.origin.peer_usable(
-            LinkChannel(link, self.exchange), facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
-        )
+        channel = LinkChannel(link, self.exchange)
+        facts = facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
+        if Role.COMPUTE in link.admission.roles and entry.record.slots:
+            self.origin.peer_usable(channel, facts)
+            self.coordinator.peer_usable(channel, facts)
+        self.origin.seat_usable(channel, facts)
 
     def _offer_self(self) -> None:
         if self.own.record.slots:
-            self.origin.peer_usable(self._to_own_lender, own_facts(self.own.record, self.place_of(self.peer_id)))
+            facts = own_facts(self.own.record, self.place_of(self.peer_id))
+            self.origin.peer_usable(self._to_own_lender, facts)
+            self.coordinator.peer_usable(self._to_own_member, facts)
 
     def _seek(self, options: JobOptions) -> None:
         """Link peers that a job could use, of those that are known."""
@@ -414,17 +441,25 @@ class Peer(Door):
         current = self.overlay.hub.links.get(link.peer)
         if current is not None and current is not link:
             return
-        self.origin.peer_gone(link.peer, str(error) if error is not None else "it left")
+        reason = str(error) if error is not None else "it left"
+        self.origin.peer_gone(link.peer, reason)
+        self.coordinator.peer_gone(link.peer, reason)
         self.lender.origin_gone(link.peer)
 
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
-        if isinstance(message, _FOR_ORIGIN):
+        if self.coordinator.takes(link.peer, message):
+            self.coordinator.message(LinkChannel(link, self.exchange), message)
+        elif isinstance(message, _FOR_ORIGIN):
             self.origin.message(LinkChannel(link, self.exchange), message)
         elif isinstance(message, _FOR_LENDER):
             self.lender.message(LinkChannel(link, self.exchange), message)
         elif isinstance(message, (BlobWant, BlobMissing)):
             self.exchange.message(link, message)
+
+    def _said_by_own_lender(self, channel: Channel, message: Message) -> None:
+        if self.coordinator.takes(channel.peer, message):
+            self.coordinator.message(channel, message)
 
     def trust_message(self, link: Link, message: Revocations | Renewals) -> None:
         """Called by the overlay."""
