@@ -27,6 +27,11 @@ class TaskSet:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def pages(self) -> int:
+        """How many pages there are: 1 KiB each."""
+        return len(self._pages)
+
     def __contains__(self, task: TaskIndex) -> bool:
         page = self._pages.get(task >> _PAGE_BITS)
         if page is None:

@@ -42,6 +42,11 @@ def peer_id_of(public_key: bytes) -> PeerId:
     return PeerId(hashlib.sha256(b"p2pc-id" + public_key).digest())
 
 
+def borrower_id_of(origin: PeerId, coordinator: PeerId) -> PeerId:
+    """The id under which a lending peer keeps what `coordinator` sends in the name of `origin`: that of no peer."""
+    return PeerId(hashlib.sha256(b"p2pc-borrower" + origin + coordinator).digest())
+
+
 def network_id_of(owner_public_key: bytes) -> NetworkId:
     """The id of the network whose owner holds `owner_public_key` (32 bytes, raw Ed25519)."""
     return NetworkId(hashlib.sha256(b"p2pc-network" + owner_public_key).digest())

@@ -207,6 +207,7 @@ class Peer(Door):
             self._log,
             slots=slots,
             isolation=isolation(),
+            trust=lambda: self.identity.trust,
         )
         pool = WorkerPool(self.lender, self._clock, PoolSettings(memory_bytes=self.config.memory_bytes))
         if slots:
