@@ -6,7 +6,6 @@ Refuses to decide: which facts matter, each job says (`jobs/requirements.py`, `j
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-
 from typing import TYPE_CHECKING
 
 from p2pcompute.jobs.coordinating import Region

@@ -22,16 +22,18 @@ from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
-from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
+from p2pcompute.model.ids import BlobId, PeerId, coordinator_of, is_seat, short_peer_id
 from p2pcompute.model.job import JobOptions
 from p2pcompute.model.peer import Address, PeerView, Role
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
-from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.channels import Channel, LinkChannel, connect_in_community, connect_locally
 from p2pcompute.node.config import PeerConfig, config_with, own_name
+from p2pcompute.node.coordinator import Coordinator
+from p2pcompute.node.delegating import Delegating
 from p2pcompute.node.door import Door
-from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
+from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, regions_of, view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
@@ -55,12 +57,14 @@ from p2pcompute.wire.membership import Membership, Trust
 from p2pcompute.wire.messages import (
     BlobMissing,
     BlobWant,
+    CommunityGrant,
     Grant,
     JobAccept,
     JobClose,
     JobOpen,
     JobRefuse,
     Message,
+    Partial,
     Renewals,
     Results,
     Revocations,
@@ -86,7 +90,7 @@ RENEWAL_PAUSE_MIN_S = 0.5
 #: How long saying goodbye may take.
 GOODBYE_TIMEOUT_S = 2.0
 
-_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews)
+_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews, CommunityGrant, Partial)
 _FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 Watcher = Callable[[str, PeerId, str], None]
@@ -218,9 +222,7 @@ class Peer(Door):
         to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
         to_lender.deliver = self.lender.message
         to_origin.deliver = self.origin.message
-        self.coordinator = Coordinator(
-            self._blobs, self._supervisor, self._clock, self._log, self.records.registry
-        )
+        self.coordinator = Coordinator(self._blobs, self._supervisor, self._clock, self._log, self.records.registry)
         stack.callback(self.coordinator.stop)
         to_member, to_coordinator = connect_in_community(self.peer_id, self._blobs, self.coordinator.bring)
         to_member.deliver = self.lender.message
