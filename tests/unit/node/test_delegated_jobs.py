@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from p2pcompute.execution.pool import ProgramKey, TaskRun
+from p2pcompute.jobs.lend import Forget
 from p2pcompute.model import limits
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, borrower_id_of
 from p2pcompute.model.job import Outcome, Payload
@@ -64,6 +65,14 @@ class FakeChannel:
     @property
     def refused(self) -> list[tuple[bytes, str]]:
         return [(message.job, message.reason) for message in self.heard(JobRefuse)]
+
+
+@dataclasses.dataclass
+class Missing:
+    """A module that is not here."""
+
+    module: str
+    text: str = "not installed"
 
 
 class FakePool:
@@ -233,13 +242,13 @@ def test_slots_are_granted_for_the_origin_and_workers_are_its_own(
         channel = FakeChannel(roles=frozenset({Role.SUBMIT}))
         anna, bert = ANNA.key.peer_id, BERT.key.peer_id
         await accepted(lender, channel, opened())
-        assert channel.heard(Grant) == [Grant(4, anna)]
+        assert channel.heard(Grant) == [Grant(12, anna)]
         await accepted(lender, channel, opened(origin=BERT, share=OTHER))
-        assert channel.heard(Grant)[1:] in ([Grant(2, anna), Grant(2, bert)], [Grant(2, bert), Grant(2, anna)])
+        assert sorted(channel.heard(Grant)[1:], key=str) == sorted([Grant(6, anna), Grant(6, bert)], key=str)
         # The coordinator's own job, without a delegation.
-        own = JobId(b"o" * 12)
-        await accepted(lender, channel, opened(share=own, delegation=b""))
-        assert Grant(1) in channel.heard(Grant) or Grant(2) in channel.heard(Grant)
+        await accepted(lender, channel, opened(share=JobId(b"o" * 12), delegation=b""))
+        told = channel.heard(Grant)[3:]
+        assert sorted(told, key=str) == sorted([Grant(4, anna), Grant(4, bert), Grant(4)], key=str)
         assert {key.origin for key in pool.keys.values()} == {
             borrower_id_of(anna, FIRST),
             borrower_id_of(bert, FIRST),
@@ -247,13 +256,12 @@ def test_slots_are_granted_for_the_origin_and_workers_are_its_own(
         }
         assert lender.works_for(FIRST)
         # A second coordinator of one origin takes nothing from the others.
-        second, before = FakeChannel(SECOND), len(channel.said)
+        second = FakeChannel(SECOND)
         await accepted(lender, second, opened(SECOND))
-        assert second.heard(Grant) == [Grant(1, anna)]
-        told = [message for message in channel.said[before:] if isinstance(message, Grant)]
-        assert {message.origin for message in told} <= {anna}
+        assert second.heard(Grant) == [Grant(2, anna)]
+        assert channel.heard(Grant)[6:] == [Grant(2, anna)]
 
-    lending(tmp_path, monkeypatch, body)
+    lending(tmp_path, monkeypatch, body, slots=12)
 
 
 def test_a_coordinator_that_comes_back_hears_of_each_origins_slots(
@@ -266,6 +274,9 @@ def test_a_coordinator_that_comes_back_hears_of_each_origins_slots(
         lender.message(again, opened(epoch=2, tasks_max=200))
         assert again.heard(JobAccept)
         assert again.heard(Grant) == [Grant(4, ANNA.key.peer_id)]
+        lender.message(again, Tasks(SHARE, tuple((task, 1, 0, INLINE) for task in range(201))))
+        (back,) = again.heard(Results)
+        assert [row[0] for row in back.rows] == [200], "the newer delegation counts"
 
     lending(tmp_path, monkeypatch, body)
 
@@ -346,6 +357,26 @@ def test_what_is_refused_when_it_is_offered_again_ends(tmp_path: Path, monkeypat
         lender.message(channel, opened(delegation=b"nonsense"))
         assert channel.refused == [(SHARE, "delegation")]
         assert not lender.works_for(FIRST)
+
+    lending(tmp_path, monkeypatch, body)
+
+
+def test_a_borrower_is_known_while_a_share_is_prepared_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(lender: Lender, pool: FakePool) -> None:
+        channel = FakeChannel()
+        lender.message(channel, opened())
+        # What the machine says when it has long seen no job of theirs.
+        lender._forget_borrower(Forget(borrower_id_of(ANNA.key.peer_id, FIRST)))
+        await until(lambda: channel.heard(Grant), "slots were granted", 5)
+        assert channel.heard(Grant) == [Grant(4, ANNA.key.peer_id)]
+        monkeypatch.setattr("p2pcompute.node.lender.missing_requirements", lambda _: (Missing("numpy"),))
+        lender.message(channel, opened(origin=BERT, share=OTHER))
+        await until(lambda: channel.refused == [(OTHER, "module")], "the program does not run here", 5)
+        assert list(lender._coordinated.values()) == [(FIRST, ANNA.key.peer_id)]
+        lender.message(channel, JobClose(SHARE))
+        await until(lambda: not lender._coordinated, "long done", 5)
 
     lending(tmp_path, monkeypatch, body)
 
