@@ -132,12 +132,22 @@ class Assigning:
             # Its last grant may stand at the other end: what comes of it is only queued, or given back.
             self._books.forget(origin)
             out.append(Forget(origin))
-        accounts = [
-            (name, [(origin, b.weight, b.is_active(now)) for origin, b in sorted(account.borrowers.items())])
-            for name, account in sorted(self._books.accounts.items())
-        ]
-        for origin, slots in fairness.divide_by_account(self._books.slots, accounts).items():
+        for origin, slots in self._parts(now).items():
             borrower = self._books.origins[origin]
             if borrower.granted != slots:
                 borrower.granted = slots
                 out.append(Grant(origin, slots))
+
+    def _parts(self, now: float) -> dict[PeerId, int]:
+        """Slots by borrower."""
+        accounts = sorted(self._books.accounts.items())
+        if len(accounts) == len(self._books.origins):
+            # One borrower an account: runs after every event, so the second division is spared where it decides nothing.
+            alone = [(name, borrower) for name, account in accounts for borrower in account.borrowers.values()]
+            parts = fairness.divide(self._books.slots, [(name, b.weight, b.is_active(now)) for name, b in alone])
+            return {borrower.origin: parts[name] for name, borrower in alone}
+        rows = [
+            (name, [(origin, b.weight, b.is_active(now)) for origin, b in sorted(account.borrowers.items())])
+            for name, account in accounts
+        ]
+        return fairness.divide_by_account(self._books.slots, rows)

@@ -115,6 +115,13 @@ class Borrower:
             return (self.busy / self.weight, account.served, 0.0, 0.0, self.origin)
         return (account.busy / account.weight, account.served, self.busy / self.weight, self.served, self.origin)
 
+    def charge(self, used_s: float) -> None:
+        """Note so many seconds of work, also on its account."""
+        charged = used_s / self.weight
+        self.served += charged
+        account = self.account
+        account.served += charged if len(account.borrowers) == 1 else used_s / account.weight
+
     @property
     def has_work(self) -> bool:
         """Whether anything waits or runs."""

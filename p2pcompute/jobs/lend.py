@@ -307,8 +307,7 @@ class Lend:
         if ran:
             job.speed.observe(ran_s, ran)
         if borrower is not None:
-            borrower.served += used_s / borrower.weight
-            borrower.account.served += used_s / borrower.account.weight
+            borrower.charge(used_s)
             borrower.active_at = now
         if not worker.rows:
             job.busy -= 1

@@ -393,8 +393,11 @@ def test_idle_workers_and_origins_are_forgotten() -> None:
         world.end(worker)
     world.feed(m.JobClosed(A, JOB))
     start = world.now
+    told: list[m.Forget] = []
     while world.machine.deadline() is not None:
         world.tick()
+        told += world.only(m.Forget)
+    assert told == [m.Forget(A)]
     assert world.now == start + IDLE_WORKER_S
     assert not world.hands
     world.open()

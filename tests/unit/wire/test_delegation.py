@@ -110,6 +110,7 @@ def test_only_who_is_let_in_delegates() -> None:
     stranger = make_member(make_network("elsewhere"), "stranger")
     foreign = given(dataclasses.replace(MANIFEST, network=stranger.membership.network), origin=stranger)
     assert reason_of(foreign) is AdmissionReason.OTHER_NETWORK
+    assert reason_of(resigned({"network": stranger.membership.network})) is AdmissionReason.OTHER_NETWORK
     papers = [stranger.membership.leaf, *stranger.membership.chain]
     assert reason_of(changed(1, lambda _: papers)) is AdmissionReason.OTHER_NETWORK
     assert reason_of(changed(1, lambda found: found[:1])) is AdmissionReason.NO_CERTIFICATE
