@@ -28,12 +28,13 @@ from p2pcompute.model.peer import Address, PeerView, Role
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
-from p2pcompute.node.channels import Channel, LinkChannel, connect_in_community, connect_locally
+from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
 from p2pcompute.node.coordinator import Coordinator
 from p2pcompute.node.delegating import Delegating
 from p2pcompute.node.door import Door
-from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, regions_of, view_health
+from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
@@ -224,10 +225,7 @@ class Peer(Door):
         to_origin.deliver = self.origin.message
         self.coordinator = Coordinator(self._blobs, self._supervisor, self._clock, self._log, self.records.registry)
         stack.callback(self.coordinator.stop)
-        to_member, to_coordinator = connect_in_community(self.peer_id, self._blobs, self.coordinator.bring)
-        to_member.deliver = self.lender.message
-        to_coordinator.deliver = self._said_by_own_lender
-        self._to_own_member = to_member
+        self.community = Community(self.peer_id, self._blobs, self.coordinator, self.origin, self.lender)
         self.exchange.bring = self.coordinator.bring
         self.origin.seats.delegating = Delegating(self.identity, self._clock, self._entropy_source)
         self.origin.seek = self._seek
@@ -318,15 +316,15 @@ class Peer(Door):
 
     def _mapped(self, shape: NetworkShape) -> None:
         self.origin.mapped(shape.adjacency)
-        regions = regions_of(shape, self.view)
-        self.origin.regions(regions)
-        for region in regions:
-            for seat in region.seats:
-                link = self.overlay.hub.links.get(coordinator_of(seat))
-                if link is not None:
-                    self._offer(link)
-                else:
-                    self.overlay.want_link(coordinator_of(seat))
+        self.community.mapped(shape, self.view, self._need)
+
+    def _need(self, peer: PeerId) -> None:
+        """A peer that may coordinate a community: linked, and known to the jobs here."""
+        link = self.overlay.hub.links.get(peer)
+        if link is None:
+            self.overlay.want_link(peer)
+        else:
+            self._offer(link)
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
@@ -423,16 +421,16 @@ class Peer(Door):
             return
         channel = LinkChannel(link, self.exchange)
         facts = facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
-        if Role.COMPUTE in link.admission.roles and entry.record.slots:
+        lends = Role.COMPUTE in link.admission.roles and entry.record.slots > 0
+        if lends:
             self.origin.peer_usable(channel, facts)
-            self.coordinator.peer_usable(channel, facts)
-        self.origin.seat_usable(channel, facts)
+        self.community.peer_usable(channel, facts, lends=lends)
 
     def _offer_self(self) -> None:
         if self.own.record.slots:
             facts = own_facts(self.own.record, self.place_of(self.peer_id))
             self.origin.peer_usable(self._to_own_lender, facts)
-            self.coordinator.peer_usable(self._to_own_member, facts)
+            self.community.own_facts(facts)
 
     def _seek(self, options: JobOptions) -> None:
         """Link peers that a job could use, of those that are known."""
@@ -451,18 +449,15 @@ class Peer(Door):
 
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
-        if self.coordinator.takes(link.peer, message):
-            self.coordinator.message(LinkChannel(link, self.exchange), message)
-        elif isinstance(message, _FOR_ORIGIN):
-            self.origin.message(LinkChannel(link, self.exchange), message)
+        channel = LinkChannel(link, self.exchange)
+        if self.community.message(channel, message):
+            return
+        if isinstance(message, _FOR_ORIGIN):
+            self.origin.message(channel, message)
         elif isinstance(message, _FOR_LENDER):
-            self.lender.message(LinkChannel(link, self.exchange), message)
+            self.lender.message(channel, message)
         elif isinstance(message, (BlobWant, BlobMissing)):
             self.exchange.message(link, message)
-
-    def _said_by_own_lender(self, channel: Channel, message: Message) -> None:
-        if self.coordinator.takes(channel.peer, message):
-            self.coordinator.message(channel, message)
 
     def trust_message(self, link: Link, message: Revocations | Renewals) -> None:
         """Called by the overlay."""

@@ -45,6 +45,8 @@ def run(body: Awaitable[None], timeout_s: float = 120) -> None:
 def stand(origin: Peer, *communities: Sequence[PeerId]) -> None:
     """Tell the jobs of `origin` of these communities, the first peer of each its key node; whatever the links here say."""
     origin._mapped = lambda shape: None  # type: ignore[method-assign]
+    if origin._topology is not None:
+        origin._topology._changed = lambda shape: None
     slots = {entry.record.peer: entry.record.slots for entry in origin.view.entries}
     regions = tuple(
         Region(frozenset(peers), tuple(map(seat_of, peers)), sum(slots[peer] for peer in peers))
