@@ -19,7 +19,8 @@ def take_waiting(
         taken = _groups(queue, count - count % align, align, is_whole)
         if taken:
             return taken
-    taken, kept = [], []
+    taken = []
+    kept: list[TaskIndex] = []
     while queue and len(taken) < count:
         task = queue.popleft()
         (kept if task >= REDUCE_BASE and not reductions else taken).append(task)

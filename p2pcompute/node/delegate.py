@@ -207,8 +207,8 @@ class Delegate(Dispatching[Share]):
         for task, attempt, entry, payload in message.rows:
             inner = share.take(task, attempt, entry, payload) if share.is_accepted and room > 0 else None
             if inner is None:
-                self._up_row(
-                    share, (task, attempt, Outcome.RETURNED_UNRUN, 0, said("no room for it here"), PeerId(b""))
+                self._up.row(
+                    share.spec.job, (task, attempt, Outcome.RETURNED_UNRUN, 0, said("no room for it here"), PeerId(b""))
                 )
                 continue
             room -= 1
