@@ -61,34 +61,34 @@ def measure(groups: Sequence[Group], seeds: Iterable[int], at_once: int) -> Iter
 # --- tables ---------------------------------------------------------------------------------------------------------------
 
 
-def table(peers: int, found: dict[Group, list[Row]]) -> list[list[str]]:
-    """One line a case and policy. Times: 90th percentiles over seeds, to the bound of their own seed and to the best policy's; bytes: medians."""
-    lines = [["case", "policy", "makespan p50, s", "p90, s", "to best p90", "to bound p50", "p90", "wide MB", "to flat", "begun / tasks", "CPU s"]]  # fmt: skip
-    for case in CASES:
-        rows = {policy: found[case, peers, policy] for policy in POLICIES if (case, peers, policy) in found}
-        if not rows:
-            continue
-        best_s = min(percentile(_column(runs, "makespan_s"), 0.9) for runs in rows.values())
-        flat = _column(rows[FLAT], "wide_mb") if FLAT in rows else None
-        for policy, runs in rows.items():
-            makespans, wide = _column(runs, "makespan_s"), _column(runs, "wide_mb")
-            ratios = [run["makespan_s"] / run["bound_s"] for run in runs]
-            shares = [] if flat is None else [mb / of for mb, of in zip(wide, flat, strict=True) if of]
-            lines.append(
-                [
-                    case,
-                    policy,
-                    f"{statistics.median(makespans):.2f}",
-                    f"{percentile(makespans, 0.9):.2f}",
-                    f"{percentile(makespans, 0.9) / best_s:.3f}",
-                    f"{statistics.median(ratios):.2f}",
-                    f"{percentile(ratios, 0.9):.2f}",
-                    f"{statistics.median(wide):.2f}",
-                    f"{statistics.median(shares):.3f}" if shares else "-",
-                    f"{sum(_column(runs, 'begun')) / sum(_column(runs, 'tasks')):.3f}",
-                    f"{statistics.mean(_column(runs, 'cpu_s')):.2f}",
-                ]
-            )
+HEAD = ("case", "policy", "makespan p50, s", "p90, s", "to best p90", "to bound p50", "p90", "wide MB", "to flat", "begun / tasks", "CPU s")  # fmt: skip
+
+
+def table(case: str, peers: int, found: dict[Group, list[Row]]) -> list[list[str]]:
+    """One line a policy. Times: 90th percentiles over seeds, to the bound of their own seed and to the best policy's; bytes: medians."""
+    rows = {policy: found[case, peers, policy] for policy in POLICIES if (case, peers, policy) in found}
+    best_s = min(percentile(_column(runs, "makespan_s"), 0.9) for runs in rows.values())
+    flat = _column(rows[FLAT], "wide_mb") if FLAT in rows else None
+    lines = []
+    for policy, runs in rows.items():
+        makespans, wide = _column(runs, "makespan_s"), _column(runs, "wide_mb")
+        ratios = [run["makespan_s"] / run["bound_s"] for run in runs]
+        shares = [] if flat is None else [mb / of for mb, of in zip(wide, flat, strict=True) if of]
+        lines.append(
+            [
+                case,
+                policy,
+                f"{statistics.median(makespans):.2f}",
+                f"{percentile(makespans, 0.9):.2f}",
+                f"{percentile(makespans, 0.9) / best_s:.3f}",
+                f"{statistics.median(ratios):.2f}",
+                f"{percentile(ratios, 0.9):.2f}",
+                f"{statistics.median(wide):.2f}",
+                f"{statistics.median(shares):.3f}" if shares else "-",
+                f"{sum(_column(runs, 'begun')) / sum(_column(runs, 'tasks')):.3f}",
+                f"{statistics.mean(_column(runs, 'cpu_s')):.2f}",
+            ]
+        )
     return lines
 
 
@@ -96,9 +96,12 @@ def _column(runs: Sequence[Row], name: str) -> list[float]:
     return [run[name] for run in runs]
 
 
+def _body(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    rows = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([rows[0], "|---|---|" + "---:|" * (len(lines[0]) - 2), *rows[1:]])
+    return "\n".join([_body([HEAD]), "|---|---|" + "---:|" * (len(HEAD) - 2), _body(lines)])
 
 
 # --- keeping --------------------------------------------------------------------------------------------------------------
@@ -139,10 +142,17 @@ def main(arguments: Sequence[str] = ()) -> None:
     commit = sources()
     for peers in map(int, chosen.peers.split(",")):
         print(f"\n{peers} peers, {sites_of(peers)} sites, seeds {seeds.start} to {seeds.stop - 1}, sources {commit}")
-        found = dict(measure([(case, peers, policy) for case in cases for policy in policies], seeds, chosen.jobs))
-        print(_markdown(table(peers, found)), flush=True)
-        if chosen.write:
-            keep(found, commit)
+        groups = [(case, peers, policy) for case in cases for policy in policies]
+        found: dict[Group, list[Row]] = {}
+        for group, rows in measure(groups, seeds, chosen.jobs):
+            found[group] = rows
+            if group[2] == policies[-1]:
+                # A case is complete: said and kept now, the next may take long.
+                lines = table(group[0], peers, found)
+                print(_markdown(lines) if group[0] == cases[0] else _body(lines), flush=True)
+                if chosen.write:
+                    keep(found, commit)
+                found = {}
 
 
 if __name__ == "__main__":
