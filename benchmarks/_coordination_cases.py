@@ -254,14 +254,20 @@ class TwoChoices(Strategy):
         return first + second
 
 
-#: Options of a job, given dice.
-Policy = Callable[[random.Random], JobOptions]
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How jobs are placed. `options`: of a job, given dice; `own_site`: origins are linked to the peers of their own site only."""
 
-POLICIES: dict[str, Policy] = {
-    "hlig": lambda rng: JobOptions(),
-    "round_robin": lambda rng: JobOptions(strategy="round_robin"),
-    "random": lambda rng: JobOptions(balancer=InRandomOrder(rng)),
-    "two_choices": lambda rng: JobOptions(balancer=TwoChoices(rng)),
+    options: Callable[[random.Random], JobOptions]
+    own_site: bool = False
+
+
+POLICIES = {
+    "hlig": Policy(lambda rng: JobOptions()),
+    "round_robin": Policy(lambda rng: JobOptions(strategy="round_robin")),
+    "random": Policy(lambda rng: JobOptions(balancer=InRandomOrder(rng))),
+    "two_choices": Policy(lambda rng: JobOptions(balancer=TwoChoices(rng))),
+    "own_site": Policy(lambda rng: JobOptions(), own_site=True),
 }
 
 

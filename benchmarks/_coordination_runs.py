@@ -116,7 +116,8 @@ class World:
         origins = [self.peers[job.origin] for job in self.instance.jobs]
         for origin in origins:
             for peer in self.peers:
-                self.link(origin, peer)
+                if peer.site == origin.site or not POLICIES[self.policy].own_site:
+                    self.link(origin, peer)
         for origin in origins:
             self._offer(origin)
             self.loop.call_later(SAMPLE_INTERVAL_S, self._offer_again, origin)
@@ -173,7 +174,7 @@ class World:
         module = Module("job", False, b"#" * _SOURCE_BYTES, "job.py")
         entries = (("work", ["name", "job", "work"]), ("merge", ["name", "job", "merge"]))
         program = pack_program(Body(PROGRAM, (module,), (), entries, (), (), ""))
-        options: JobOptions = POLICIES[self.policy](self._dice.of("policy", drawn.origin))
+        options: JobOptions = POLICIES[self.policy].options(self._dice.of("policy", drawn.origin))
         spec = JobSpec(
             JobId(dice.randbytes(JOB_ID_BYTES)),
             case.name,
