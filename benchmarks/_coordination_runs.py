@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +93,7 @@ class World:
         try:
             makespan_s = self.loop.run_until_complete(self._whole())
         finally:
-            self.loop.close()
+            self._end()
             if was_enabled:
                 gc.enable()
         instance = self.instance
@@ -130,10 +132,27 @@ class World:
         ]
         for job in jobs:
             await _check(job, self.instance)
-        makespan_s = self.loop.time()
-        for peer in self.peers:
-            await peer.stop()
-        return makespan_s
+        return self.loop.time()
+
+    def _end(self) -> None:
+        """Stop everything, also after a failure, whose words are the ones that count."""
+        loop = self.loop
+        loop.uncaught()
+        loop.time_max_s = math.inf
+
+        async def rest() -> None:
+            own = asyncio.current_task()
+            for peer in self.peers:
+                await peer.stop()
+            others = [task for task in sorted(asyncio.all_tasks(loop), key=hash) if task is not own]
+            for task in others:
+                task.cancel()
+            if others:
+                await asyncio.wait(others)
+            await loop.shutdown_asyncgens()
+
+        loop.run_until_complete(rest())
+        loop.close()
 
     def link(self, one: BenchPeer, other: BenchPeer) -> None:
         """Link two peers that are not linked, at once."""
