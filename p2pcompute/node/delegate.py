@@ -8,7 +8,6 @@ Refuses to know: who is asked to coordinate, and why.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,15 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.jobs import dispatch
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.strategies import Registry
-from p2pcompute.jobs.submit import aggregation_of, options_of
 from p2pcompute.model import limits
-from p2pcompute.model.errors import BusyError, P2PComputeError, UsageError
-from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex, format_job_id
-from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError, Outcome, Payload
-from p2pcompute.model.placement import Coordination
+from p2pcompute.model.errors import BusyError, P2PComputeError
+from p2pcompute.model.ids import BlobId, JobId, PeerId, TaskIndex, format_job_id
+from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.bringing import Bringing
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.dispatching import Dispatching
-from p2pcompute.node.share import Share
+from p2pcompute.node.share import Share, spec_of
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.upward import Upward, said
 from p2pcompute.storage.blobs import BlobStore
@@ -120,7 +117,7 @@ class Delegate(Dispatching[Share]):
             )
             return
         try:
-            spec = _spec_of(message)
+            spec = spec_of(message)
         except P2PComputeError as error:
             self._up.send(JobRefuse(name, "share", f"the share cannot be dispatched here: {error}"[:4096]))
             return
@@ -480,22 +477,3 @@ class Delegate(Dispatching[Share]):
 
 
 _RECALLED = "it was recalled before it had begun"
-
-
-def _spec_of(message: ShareOpen) -> JobSpec:
-    """The share as a job of this peer's machine. Raises UsageError, UnknownNameError for what no origin writes."""
-    options: JobOptions = options_of(message.options)
-    aggregation = aggregation_of(message.aggregation)
-    if aggregation in (Aggregation.CUSTOM, Aggregation.CONCAT):
-        raise UsageError(f"results of aggregation {aggregation.value!r} are not merged in communities")
-    own = dataclasses.replace(
-        options,
-        # Further attempts are the origin's to give, and failures its to judge.
-        retries=0,
-        on_error=OnError.SKIP,
-        job_timeout_s=None,
-        coordination=Coordination.OFF,
-    )
-    return JobSpec(
-        JobId(message.share), message.name, ProgramId(message.program), "map", aggregation, "reduce", own, None
-    )

@@ -44,7 +44,7 @@ def run(body: Awaitable[None], timeout_s: float = 120) -> None:
 
 def stand(origin: Peer, *communities: Sequence[PeerId]) -> None:
     """Tell the jobs of `origin` of these communities, the first peer of each its key node; whatever the links here say."""
-    origin._mapped = lambda shape: None  # type: ignore[method-assign]
+    origin.community.mapped = lambda shape: None  # type: ignore[method-assign]
     if origin._topology is not None:
         origin._topology._changed = lambda shape: None
     slots = {entry.record.peer: entry.record.slots for entry in origin.view.entries}
@@ -54,7 +54,7 @@ def stand(origin: Peer, *communities: Sequence[PeerId]) -> None:
     )
     origin.origin.regions(regions)
     for link in origin.overlay.hub.links.values():
-        origin._offer(link)
+        origin.community.offer(link)
 
 
 @contextlib.asynccontextmanager
