@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from p2pcompute.jobs import fairness
 from p2pcompute.jobs.borrowers import Binding, Books, BorrowedJob, Borrower, Worker
-from p2pcompute.jobs.lend_events import Effect, Grant, RetireWorker, RunBatch, SpawnWorker
+from p2pcompute.jobs.lend_events import Effect, Forget, Grant, RetireWorker, RunBatch, SpawnWorker
 from p2pcompute.model.ids import PeerId
 
 #: Work handed to a worker at a time: fifty times what the hop to it costs.
@@ -52,7 +52,7 @@ class Assigning:
             ]
             if not hungry:
                 return
-            borrower = min(hungry, key=lambda b: (b.busy / b.weight, b.served, b.origin))
+            borrower = min(hungry, key=lambda b: b.turn) if len(hungry) > 1 else hungry[0]
             if not self._run_one(borrower, now, out):
                 stuck.append(borrower.origin)
 
@@ -130,10 +130,24 @@ class Assigning:
         """Tell origins their part of the slots where it has changed; forget those that are long done."""
         for origin in [o for o, b in self._books.origins.items() if not b.jobs and not b.is_active(now)]:
             # Its last grant may stand at the other end: what comes of it is only queued, or given back.
-            del self._books.origins[origin]
-        rows = [(origin, b.weight, b.is_active(now)) for origin, b in sorted(self._books.origins.items())]
-        for origin, slots in fairness.divide(self._books.slots, rows).items():
+            self._books.forget(origin)
+            out.append(Forget(origin))
+        for origin, slots in self._parts(now).items():
             borrower = self._books.origins[origin]
             if borrower.granted != slots:
                 borrower.granted = slots
                 out.append(Grant(origin, slots))
+
+    def _parts(self, now: float) -> dict[PeerId, int]:
+        """Slots by borrower."""
+        accounts = sorted(self._books.accounts.items())
+        if len(accounts) == len(self._books.origins):
+            # One borrower an account: runs after every event, so the second division is spared where it decides nothing.
+            alone = [(name, borrower) for name, account in accounts for borrower in account.borrowers.values()]
+            parts = fairness.divide(self._books.slots, [(name, b.weight, b.is_active(now)) for name, b in alone])
+            return {borrower.origin: parts[name] for name, borrower in alone}
+        rows = [
+            (name, [(origin, b.weight, b.is_active(now)) for origin, b in sorted(account.borrowers.items())])
+            for name, account in accounts
+        ]
+        return fairness.divide_by_account(self._books.slots, rows)

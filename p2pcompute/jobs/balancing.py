@@ -113,7 +113,11 @@ class Balancing:
         return [
             load_of(share, self._roster.lenders[peer], typical_s, now)
             for peer, share in sorted(book.shares.items())
-            if share.state is ShareState.READY and not share.paused and not self._roster.is_barred(share, now)
+            if share.state is ShareState.READY
+            and not share.paused
+            and not self._roster.is_barred(share, now)
+            # A share is meant to be large as long as others find enough to do here.
+            and not (share.is_seat and book.waiting)
         ]
 
     def _recall(

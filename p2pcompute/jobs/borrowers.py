@@ -1,4 +1,4 @@
-"""The books of a lending peer: origins with their jobs and queues, and workers with what they have in hand."""
+"""The books of a lending peer: origins with their jobs and queues, their accounts, and workers with what they have in hand."""
 
 from __future__ import annotations
 
@@ -45,19 +45,53 @@ class BorrowedJob:
     served_s: float = 0.0
 
 
-class Borrower:
-    """One origin that has jobs open here."""
+class Account:
+    """In whose name work is done: an origin with all that is borrowed for it, by itself and by coordinators."""
 
-    def __init__(self, origin: PeerId, now: float, served: float) -> None:
+    def __init__(self, account: PeerId, served: float) -> None:
+        #: Id of the origin.
+        self.account = account
+        #: Who borrows for it; never empty once it is in the books.
+        self.borrowers: dict[PeerId, Borrower] = {}
+        #: Seconds of work over weight, since the start; new accounts begin where the least served one is.
+        self.served = served
+
+    @property
+    def weight(self) -> int:
+        """What its foremost job makes it worth, whoever borrows for it."""
+        return max(borrower.weight for borrower in self.borrowers.values())
+
+    @property
+    def busy(self) -> int:
+        """Workers that run something for it now."""
+        return sum(borrower.busy for borrower in self.borrowers.values())
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait, over all its borrowers."""
+        return sum(borrower.queued for borrower in self.borrowers.values())
+
+    @property
+    def jobs(self) -> int:
+        """Open jobs, over all its borrowers."""
+        return sum(len(borrower.jobs) for borrower in self.borrowers.values())
+
+
+class Borrower:
+    """One origin that has jobs open here, or what one coordinator borrows for an origin."""
+
+    def __init__(self, origin: PeerId, account: Account, now: float, served: float) -> None:
         #: Its id.
         self.origin = origin
+        #: In whose name it borrows.
+        self.account = account
         #: Its open jobs.
         self.jobs: dict[JobId, BorrowedJob] = {}
         #: Slots that it was told it has; None before the first grant.
         self.granted: int | None = None
         #: Workers of its own that run something now.
         self.busy = 0
-        #: Seconds of work over weight, since the start; new origins begin where the least served one is.
+        #: Seconds of work over weight, since the start; begins where the least served one of its account is.
         self.served = served
         #: When it last had something waiting or running, or opened a job.
         self.active_at = now
@@ -71,6 +105,22 @@ class Borrower:
     def queued(self) -> int:
         """Rows that wait, over all its jobs."""
         return sum(len(job.queue) for job in self.jobs.values())
+
+    @property
+    def turn(self) -> tuple[float, float, float, float, PeerId]:
+        """Orders borrowers by who is next: by slots in use and time used of the account, then by its own."""
+        account = self.account
+        if len(account.borrowers) == 1:
+            # One sum and one maximum less where nobody shares the account.
+            return (self.busy / self.weight, account.served, 0.0, 0.0, self.origin)
+        return (account.busy / account.weight, account.served, self.busy / self.weight, self.served, self.origin)
+
+    def charge(self, used_s: float) -> None:
+        """Note so many seconds of work, also on its account."""
+        charged = used_s / self.weight
+        self.served += charged
+        account = self.account
+        account.served += charged if len(account.borrowers) == 1 else used_s / account.weight
 
     @property
     def has_work(self) -> bool:
@@ -128,6 +178,8 @@ class Books:
         self.slots = slots
         #: Origins with open jobs, or that had some until a moment ago.
         self.origins: dict[PeerId, Borrower] = {}
+        #: In whose names they borrow: the accounts of `origins`, and no others.
+        self.accounts: dict[PeerId, Account] = {}
         #: Living workers.
         self.workers: dict[int, Worker] = {}
         #: Workers asked for that have no number yet, by token.
@@ -137,6 +189,28 @@ class Books:
         """An open job, or None."""
         borrower = self.origins.get(origin)
         return borrower.jobs.get(job) if borrower is not None else None
+
+    def open(self, origin: PeerId, account_id: PeerId, now: float) -> Borrower:
+        """The borrower of this id, known or new."""
+        known = self.origins.get(origin)
+        if known is not None:
+            assert known.account.account == account_id, "a borrower borrows in one name"
+            return known
+        account = self.accounts.get(account_id)
+        if account is None:
+            served = min((other.served for other in self.accounts.values()), default=0.0)
+            account = self.accounts[account_id] = Account(account_id, served)
+        served = min((other.served for other in account.borrowers.values()), default=0.0)
+        borrower = self.origins[origin] = account.borrowers[origin] = Borrower(origin, account, now, served)
+        return borrower
+
+    def forget(self, origin: PeerId) -> None:
+        """Strike out a borrower, and its account where it was the last one."""
+        borrower = self.origins.pop(origin, None)
+        if borrower is not None:
+            del borrower.account.borrowers[origin]
+            if not borrower.account.borrowers:
+                del self.accounts[borrower.account.account]
 
     def workers_of(self, binding: Binding) -> list[Worker]:
         """Workers that serve `binding`, also those that are starting or leaving."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from p2pcompute.jobs import openings
+from p2pcompute.jobs import coordinating, openings
 from p2pcompute.jobs.balancing import USUAL, Balancing, BalancingSettings
 from p2pcompute.jobs.dispatch_events import (
     CancelAt,
@@ -44,6 +44,9 @@ from p2pcompute.jobs.dispatch_events import (
     Mapped,
     Moved,
     OpenAt,
+    PartialArrived,
+    PartialRefused,
+    PartialTaken,
     PeerAccepted,
     PeerGone,
     PeerRefused,
@@ -51,15 +54,19 @@ from p2pcompute.jobs.dispatch_events import (
     Progressed,
     RecallAt,
     Refusal,
+    Regioned,
     Reported,
+    SeatFailed,
     SeekPeers,
     Send,
     Stalled,
     TaskRetried,
     TasksAdded,
     TasksDropped,
+    TasksWithdrawn,
     Tick,
     WantInputs,
+    Withdrawn,
 )
 from p2pcompute.jobs.filling import Filling
 from p2pcompute.jobs.judging import Judging
@@ -80,9 +87,9 @@ from p2pcompute.model.performance import FunctionKey
 __all__ = (
     "CancelAt", "CloseAt", "Completed", "DataHeld", "Discarded", "Dispatch", "Effect", "EndCause", "Event", "FellBack", "GivenUp", "Granted",
     "InputsEnded", "JobCancelled", "JobEnded", "JobFailed", "JobForgotten", "JobOpened", "Located", "Mapped", "Moved", "OpenAt",
-    "PeerAccepted", "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "RecallAt", "Refusal", "Reported", "SeekPeers", "Send", "Stalled",
-    "TaskRetried",
-    "TasksAdded", "TasksDropped", "Tick", "WantInputs",
+    "PartialArrived", "PartialRefused", "PartialTaken", "PeerAccepted", "PeerGone", "PeerRefused", "PeerUsable", "Progressed", "RecallAt",
+    "Refusal", "Regioned", "Reported", "SeatFailed", "SeekPeers", "Send", "Stalled", "TaskRetried", "TasksAdded", "TasksDropped",
+    "TasksWithdrawn", "Tick", "WantInputs", "Withdrawn",
 )  # fmt: skip
 
 
@@ -127,6 +134,10 @@ class Dispatch:
             DataHeld: self._data_held,
             Located: self._roster.located,
             Mapped: self._roster.mapped,
+            Regioned: self._roster.regioned,
+            PartialArrived: self._partial_arrived,
+            SeatFailed: self._seat_failed,
+            TasksWithdrawn: self._tasks_withdrawn,
             Tick: self._tick,
         }
 
@@ -146,6 +157,15 @@ class Dispatch:
         """How far a job is. Raises KeyError for one that is unknown or forgotten."""
         book = self._jobs[job]
         return progress_of(book, now, self._roster.message(book) if book.state is JobState.RUNNING else "")
+
+    def slots(self) -> int:
+        """Slots that all usable peers have granted."""
+        return sum(lender.slots for lender in self._roster.lenders.values())
+
+    def is_idle(self, job: JobId) -> bool:
+        """Whether nothing of a job waits or is leased, though more may come; also of one that is not known."""
+        book = self._jobs.get(job)
+        return book is None or not (book.waiting or book.leases)
 
     def seen(self, job: JobId, peer: PeerId, now: float) -> tuple[Candidate, Situation] | None:
         """What a strategy sees of a usable peer and a job that is not forgotten; None where one of them is neither."""
@@ -183,6 +203,8 @@ class Dispatch:
         if spec.options.requirements:
             for lender in self._roster.lenders.values():
                 book.placing.look_at(candidate(lender, None, book))
+        if coordinating.is_coordinated(spec, placing.is_gated, self._roster):
+            book.seating.take(self._roster.regions, self._roster.seats_usable())
         self._offering.to_more_peers(book, now, out)
         self._filling.want_inputs(book, out)
         self._look_for_peers(book, now, out)
@@ -216,8 +238,19 @@ class Dispatch:
             return
         cancelled = book.drop(event.tasks).cancelled_at()
         out.extend([CancelAt(peer, event.job, tuple(leases)) for peer, leases in cancelled.items()])
+        if not book.waiting:
+            self._roster.waiting.pop(event.job, None)
         self._go_on(book, now, out, queued=False)
         self._filling.fill([self._roster.lenders[peer] for peer in cancelled], now, out)
+
+    def _tasks_withdrawn(self, event: TasksWithdrawn, now: float, out: list[Effect]) -> None:
+        book = self._running(event.job)
+        if book is None:
+            return
+        out.append(Withdrawn(event.job, book.withdraw(event.tasks)))
+        if not book.waiting:
+            self._roster.waiting.pop(event.job, None)
+        self._go_on(book, now, out, queued=False)
 
     def _job_failed(self, event: JobFailed, now: float, out: list[Effect]) -> None:
         book = self._running(event.job)
@@ -265,9 +298,13 @@ class Dispatch:
             book.placing.forget(event.peer)
         for share in lender.shares.values():
             book = share.job
-            lost.append((book, book.lose_share(share, Outcome.PEER_LOST, event.reason, now)))
+            # Nothing runs at a seat itself: no task had a part in its end.
+            outcome = Outcome.RETURNED_UNRUN if lender.is_seat else Outcome.PEER_LOST
+            lost.append((book, book.lose_share(share, outcome, event.reason, now)))
             del book.shares[lender.peer]
             self._roster.timers.clear(("share", book.spec.job, lender.peer))
+            self._roster.timers.clear(("partial", book.spec.job, lender.peer))
+            book.seating.give_up(lender.peer, self._roster.seats_usable())
             if book.waiting:
                 self._roster.waiting[book.spec.job] = book
         for book, settling in lost:
@@ -299,6 +336,7 @@ class Dispatch:
         if lender is None:
             return
         lender.granted = max(0, event.slots)
+        lender.heard_at = now
         shares = list(lender.shares.values())
         for share in shares:
             share.paused = False
@@ -315,6 +353,10 @@ class Dispatch:
         book = share.job
         settling = book.lose_share(share, Outcome.RETURNED_UNRUN, text, now)
         self._offering.note_refusal(share, reason, text, now)
+        if share.is_seat:
+            self._roster.timers.clear(("share", book.spec.job, share.peer))
+            self._roster.timers.clear(("partial", book.spec.job, share.peer))
+            book.seating.give_up(share.peer, self._roster.seats_usable())
         self._offering.to_more_peers(book, now, out)
         self._settled(book, settling, now, out, refill=True)
         self._look_for_peers(book, now, out)
@@ -383,6 +425,52 @@ class Dispatch:
             self._filling.fill_others(share, now, out)
         self._settled(book, settling, now, out)
         self._filling.fill((lender,), now, out)
+        if share.is_seat:
+            self._watch_partial(share, now)
+
+    # --- coordinators -------------------------------------------------------------------------------------------------
+
+    def _watch_partial(self, share: Share, now: float) -> None:
+        """A seat that has nothing left but what it merged owes a partial aggregate."""
+        alarm = ("partial", share.job.spec.job, share.peer)
+        if share.state is ShareState.READY and not share.out and alarm not in self._roster.timers:
+            self._roster.timers.set(alarm, now + coordinating.PARTIAL_PATIENCE_S)
+
+    def _partial_is_late(self, share: Share, now: float, out: list[Effect]) -> None:
+        book, lender = share.job, self._roster.lenders[share.peer]
+        if share.out or share.state is not ShareState.READY:
+            return
+        if not any(held.share is share for held in book.merged.values()):
+            return
+        due = lender.heard_at + coordinating.PARTIAL_PATIENCE_S
+        if now < due:
+            self._roster.timers.set(("partial", book.spec.job, share.peer), due)
+            return
+        text = f"nothing was heard of what it merged for {coordinating.PARTIAL_PATIENCE_S:g} s"
+        out.append(CloseAt(share.peer, book.spec.job))
+        self._refused(share, "partial", text, now, out)
+
+    def _partial_arrived(self, event: PartialArrived, now: float, out: list[Effect]) -> None:
+        share = self._roster.share(event.peer, event.job)
+        if share is None or share.state is not ShareState.READY:
+            return
+        book = share.job
+        self._roster.lenders[event.peer].heard_at = now
+        if not book.take_partial(share, event.rows):
+            text = "sent a partial aggregate of tasks that it does not hold"
+            out.append(PartialRefused(event.job, event.peer, event.number, text))
+            out.append(CloseAt(event.peer, event.job))
+            self._refused(share, "partial", text, now, out)
+            return
+        book.done_by_peer[event.peer] = book.done_by_peer.get(event.peer, 0) + len(event.rows)
+        out.append(PartialTaken(event.job, event.peer, event.number))
+        self._go_on(book, now, out, queued=False)
+
+    def _seat_failed(self, event: SeatFailed, now: float, out: list[Effect]) -> None:
+        share = self._roster.share(event.peer, event.job)
+        if share is not None and share.state is not ShareState.REFUSED:
+            out.append(CloseAt(event.peer, event.job))
+            self._refused(share, "partial", event.text, now, out)
 
     def _progressed(self, event: Progressed, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -481,6 +569,9 @@ class Dispatch:
                 self._filling.copy_late(book, now, out)
             elif kind == "balance":
                 self._balancing.look(book, now, out)
+            elif kind == "partial" and peer is not None:
+                if peer in book.shares:
+                    self._partial_is_late(book.shares[peer], now, out)
             elif kind == "unmet":
                 self._go_further(book, now, out)
             elif peer is not None and peer in book.shares:
@@ -488,7 +579,13 @@ class Dispatch:
 
     def _share_alarm(self, share: Share, now: float, out: list[Effect]) -> None:
         if share.state is ShareState.REFUSED:
-            self._offering.offer_again(share, now, out)
+            if not share.is_seat:
+                self._offering.offer_again(share, now, out)
+            return
+        if share.is_seat and share.state is ShareState.OPENING:
+            text = f"no answer to the offer of a share for {coordinating.SEAT_PATIENCE_S:g} s"
+            out.append(CloseAt(share.peer, share.job.spec.job))
+            self._refused(share, "silent", text, now, out)
             return
         share.paused = False
         # The peer was silent for too long, or granted nothing: others may be needed, and tasks that waited for this one

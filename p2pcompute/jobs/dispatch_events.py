@@ -15,6 +15,7 @@ from p2pcompute.model.ids import JobId, PeerId, TaskIndex
 from p2pcompute.model.job import Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
 
 if TYPE_CHECKING:
+    from p2pcompute.jobs.coordinating import Region
     from p2pcompute.topology.affinity import Adjacency
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -164,6 +165,41 @@ class Mapped:
 
 
 @dataclass(frozen=True, slots=True)
+class Regioned:
+    """Communities other than this peer's own, by the newest topology. Replaces what was said before."""
+
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartialArrived:
+    """A partial aggregate is here: rows of (task, attempt) whose results, merged, it is. Answered by `PartialTaken` or
+    `PartialRefused`."""
+
+    peer: PeerId
+    job: JobId
+    number: int
+    rows: tuple[tuple[TaskIndex, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SeatFailed:
+    """The shell found the coordinator of `peer` (a seat) out: nothing that it still holds of the job counts."""
+
+    peer: PeerId
+    job: JobId
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TasksWithdrawn:
+    """Whoever gave these wants those back that wait here; answered by `Withdrawn`. They may be added again."""
+
+    job: JobId
+    tasks: tuple[TaskIndex, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` named has come. One too many does nothing."""
 
@@ -186,6 +222,10 @@ Event = (
     | DataHeld
     | Located
     | Mapped
+    | Regioned
+    | PartialArrived
+    | SeatFailed
+    | TasksWithdrawn
     | Tick
 )
 
@@ -292,6 +332,33 @@ class WantInputs:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class PartialTaken:
+    """The tasks of this partial aggregate are settled, each for the first and only time; the shell merges its value now."""
+
+    job: JobId
+    peer: PeerId
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartialRefused:
+    """It names what its sender does not hold: nothing of it counts, and the sender stands for nobody in this job any more."""
+
+    job: JobId
+    peer: PeerId
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """These waited and are not known any more."""
+
+    job: JobId
+    tasks: tuple[TaskIndex, ...]
+
+
 class EndCause(enum.StrEnum):
     """Why a job ended; tells the shell which error to raise."""
 
@@ -376,4 +443,7 @@ Effect = (
     | Stalled
     | SeekPeers
     | FellBack
+    | PartialTaken
+    | PartialRefused
+    | Withdrawn
 )

@@ -1,5 +1,8 @@
 """How a lending peer divides its slots among origins, and who comes next.
 
+What counts is the account, the origin in whose name tasks run: one that works through several coordinators borrows under as many
+ids, which share the slots and the time of their one account by the same rules by which accounts share those of the peer.
+
 Origins that have work share all slots in proportion to their weights (the priority of their foremost job, plus one), at least one
 each, so that everybody gets on; an origin that has had no work for a while keeps one slot, so that its next task needs no round
 trip of credit. Which tasks run next is decided by slots in use and by time used, both over the weight: so
@@ -41,6 +44,27 @@ def divide(slots: int, wanted: Sequence[tuple[PeerId, int, bool]]) -> dict[PeerI
     for origin, _ in by_remainder[:left]:
         parts[origin] += 1
     return {origin: max(1, parts.get(origin, 0)) for origin, _, _ in wanted}
+
+
+def divide_by_account(
+    slots: int, accounts: Sequence[tuple[PeerId, Sequence[tuple[PeerId, int, bool]]]]
+) -> dict[PeerId, int]:
+    """Slots by borrower, from rows of (account, its borrowers as for `divide`).
+
+    What an account gets does not depend on how many borrowers it has; with more of them than its part they take turns.
+    """
+    rows = [
+        (account, max(weight for _, weight, _ in borrowers), any(has_work for _, _, has_work in borrowers))
+        for account, borrowers in accounts
+    ]
+    parts = divide(slots, rows)
+    divided: dict[PeerId, int] = {}
+    for account, borrowers in accounts:
+        if len(borrowers) == 1:
+            divided[borrowers[0][0]] = parts[account]
+        else:
+            divided.update(divide(parts[account], borrowers))
+    return divided
 
 
 def worker_batch(task_s: float | None, current: int, waiting: int, workers: int, target_s: float) -> int:

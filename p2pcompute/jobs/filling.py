@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from p2pcompute.jobs import credit, speculation
+from p2pcompute.jobs import coordinating, credit, speculation
 from p2pcompute.jobs.dispatch_events import Effect, Send, WantInputs
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.retries import failed_at
@@ -15,7 +15,7 @@ from p2pcompute.jobs.roster import Alarm, Lender, Roster
 from p2pcompute.jobs.shares import Share, ShareState
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId, TaskIndex
-from p2pcompute.model.job import Lease
+from p2pcompute.model.job import Aggregation, Lease
 
 
 class Filling:
@@ -101,9 +101,19 @@ class Filling:
             out=share.out,
             waiting=min(book.waiting, limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held),
         )
+        if share.is_seat:
+            return self._tasks_for_seat(lender, share, count)
         if share.is_gated:
             count = min(count, self._roster.tasks_payable(lender, share, book, now))
         return min(count, self._even_part(share, now)) if share.is_spread else count
+
+    def _tasks_for_seat(self, lender: Lender, share: Share, count: int) -> int:
+        """`count` would do as for any peer: a seat gets more, since its tasks travel together."""
+        book = share.job
+        all_of_them = coordinating.capacities(book, self._roster)
+        fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
+        room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held
+        return max(0, min(max(count, fair), book.waiting, room))
 
     def _even_part(self, share: Share, now: float) -> int:
         """How many more tasks the peer may have while others with less have free slots, where the strategy spreads them."""
@@ -116,7 +126,11 @@ class Filling:
 
     def _send(self, lender: Lender, share: Share, count: int, now: float, out: list[Effect]) -> bool:
         book = share.job
-        leases = book.lease(share, count, now, lambda task: self._has_other(share, task, now))
+        if share.is_seat:
+            align = limits.REDUCE_FAN_IN if book.merges and book.spec.aggregation is Aggregation.REDUCE else 1
+            leases = book.lease_to_seat(share, count, now, align=align, reductions=not self._has_peers(book))
+        else:
+            leases = book.lease(share, count, now, lambda task: self._has_other(share, task, now))
         if not leases:
             return False
         share.turn = book.next_batch
@@ -128,6 +142,10 @@ class Filling:
         if share.out > lender.slots:
             self._roster.watch_loads(share, now)
         return True
+
+    def _has_peers(self, book: JobBook) -> bool:
+        """Whether the job is open at peers that no seat stands for: what merges the results of all belongs near the submitter."""
+        return any(not share.is_seat and self._roster.is_open_at(share) for share in book.shares.values())
 
     def _has_other(self, share: Share, task: TaskIndex, now: float) -> bool:
         """Whether another peer, at which `task` has not failed, could run it."""
@@ -167,7 +185,10 @@ class Filling:
         usable = [
             share
             for share in book.shares.values()
-            if share.state is ShareState.READY and not share.paused and not self._roster.is_barred(share, now)
+            if share.state is ShareState.READY
+            and not share.is_seat
+            and not share.paused
+            and not self._roster.is_barred(share, now)
         ]
         free = {lender.peer: int(lender.free_slots) for lender in self._roster.planned(book, usable, now)}
         copies: dict[PeerId, list[Lease]] = {}

@@ -1,7 +1,7 @@
 """The book of one job at its origin: which tasks wait, which are leased to whom, which are settled.
 
-Every task that was added is in exactly one of three places: a queue, the leases, or the count of settled ones; a task with a
-late copy is leased twice. A result counts only if it comes from the holder of a lease, with the attempt number of that lease,
+Every task that was added is in exactly one of four places: a queue, the leases, what coordinators hold merged, or the count of settled ones; a
+task with a late copy is leased twice. A result counts only if it comes from the holder of a lease, with the attempt number of that lease,
 and settling a task removes both its leases: so each task is settled exactly once whatever arrives how often.
 
 Leases of one batch share one `Held` object, so the hot path costs one dictionary entry a task. The book knows no
@@ -14,13 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from p2pcompute.jobs.coordinating import Seating, merges
+from p2pcompute.jobs.grouping import take_waiting
 from p2pcompute.jobs.placing import Placing
 from p2pcompute.jobs.retries import HARMLESS, failed_at, is_given_up
 from p2pcompute.jobs.shares import Held, Share, ShareState
 from p2pcompute.jobs.speculation import overdue_at
 from p2pcompute.jobs.speed import Speed
 from p2pcompute.jobs.taskset import TaskSet
-from p2pcompute.model.ids import PeerId, TaskIndex
+from p2pcompute.model.ids import REDUCE_BASE, PeerId, TaskIndex, is_seat
 from p2pcompute.model.job import FINAL_OUTCOMES, Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
 
 
@@ -92,6 +94,12 @@ class JobBook:
         self.copies: dict[TaskIndex, Held] = {}
         #: Leased tasks that were recalled, by the lease that was; each waits for the peer's answer, or runs there.
         self.recalled: dict[TaskIndex, Held] = {}
+        #: Tasks whose results coordinators hold merged with others, by the lease that was; settled by a partial aggregate that names them.
+        self.merged: dict[TaskIndex, Held] = {}
+        #: Which seats stand for which peers.
+        self.seating = Seating()
+        #: Whether coordinators may merge results.
+        self.merges = merges(spec)
         #: Batches with open leases, by serial; oldest first.
         self.batches: dict[int, Held] = {}
         #: Serial of the next batch.
@@ -137,7 +145,7 @@ class JobBook:
     @property
     def is_complete(self) -> bool:
         """Whether every task is settled and none will come."""
-        return self.inputs_ended and not self.leases and not self.again and not self.fresh
+        return self.inputs_ended and not self.leases and not self.again and not self.fresh and not self.merged
 
     @property
     def has_begun(self) -> bool:
@@ -150,7 +158,12 @@ class JobBook:
         if self.inputs_ended:
             return len(self.known) - len(self.settled)
         total = self.spec.expected_tasks
-        return None if total is None else max(total - len(self.settled), self.waiting + len(self.leases))
+        held = self.waiting + len(self.leases) + len(self.merged)
+        return None if total is None else max(total - len(self.settled), held)
+
+    def admits(self, peer: PeerId) -> bool:
+        """Whether the job may be open at `peer`: a seat that stands for a region of it, or a peer that no seat stands for."""
+        return self.seating.holds(peer) if is_seat(peer) else peer not in self.seating.covered
 
     def order(self) -> tuple[int, int]:
         """Jobs that are served first compare less: by priority, then by age."""
@@ -191,6 +204,45 @@ class JobBook:
                 leases[task] = held
                 rows.append(Lease(task, 1))
         return tuple(rows)
+
+    def lease_to_seat(self, share: Share, count: int, now: float, *, align: int, reductions: bool) -> tuple[Lease, ...]:
+        """Lease up to `count` waiting tasks to a seat, repeated ones first. `reductions`: these too.
+
+        `align` above 1: whole groups of so many neighbours where there are as many, from the end of the queue, whose front is other
+        peers'; so the coordinator can merge what belongs together.
+        """
+        rows: list[Lease] = []
+        kept: list[TaskIndex] = []
+        while self.again and len(rows) < count:
+            task = self.again.popleft()
+            if task >= REDUCE_BASE and not reductions:
+                kept.append(task)
+            else:
+                rows.append(self._lease_again(task, share, now, self.leases))
+        self.again.extendleft(reversed(kept))
+        tasks = (
+            take_waiting(self.fresh, count - len(rows), align, is_whole=self.inputs_ended, reductions=reductions)
+            if count > len(rows)
+            else []
+        )
+        if tasks:
+            held = self._batch(share, 1, now, len(tasks))
+            for task in tasks:
+                self.leases[task] = held
+                rows.append(Lease(task, 1))
+        return tuple(rows)
+
+    def withdraw(self, tasks: Iterable[TaskIndex]) -> tuple[TaskIndex, ...]:
+        """Forget those of `tasks` that wait, as if they had never been added; which they were."""
+        wanted = set(tasks)
+        gone = [task for queue in (self.again, self.fresh) for task in queue if task in wanted]
+        if gone:
+            self.again = deque(task for task in self.again if task not in wanted)
+            self.fresh = deque(task for task in self.fresh if task not in wanted)
+            for task in gone:
+                self.known.discard(task)
+                self._forget(task)
+        return tuple(gone)
 
     def copy(self, task: TaskIndex, share: Share, now: float) -> Lease:
         """Lease a second attempt of a leased task to another peer."""
@@ -250,7 +302,14 @@ class JobBook:
                     done.discarded += report.outcome not in HARMLESS
                     continue
             outcome = report.outcome
-            if outcome in FINAL_OUTCOMES:
+            if outcome is Outcome.MERGED:
+                if not (share.is_seat and self.merges):
+                    done.discarded += 1
+                    continue
+                self._merge(task, held)
+                learned += 1
+                learned_s += report.wall_s
+            elif outcome in FINAL_OUTCOMES:
                 settle(task, held, done)
                 done.completed.append((report, peer))
                 if outcome is Outcome.RETURNED or outcome is Outcome.RAISED:
@@ -264,7 +323,7 @@ class JobBook:
         self.again.extendleft(reversed(done.requeued))
         if self.recalled:
             for report in reports:
-                if report.task in self.settled:
+                if report.task in self.settled or report.task in self.merged:
                     self.recalled.pop(report.task, None)
         if learned:
             share.learn(learned_s, learned)
@@ -282,14 +341,34 @@ class JobBook:
         for leases in (self.copies, self.leases):
             for task, held in [row for row in leases.items() if row[1].share is share]:
                 self._lose(task, held, Attempt(share.peer, outcome, now - held.since, detail), done)
+        for task in [task for task, held in self.merged.items() if held.share is share]:
+            # Nothing is known against it: only the value is lost.
+            self.attempts[task] = max(self.attempts.get(task, 1), self.merged.pop(task).attempt)
+            done.requeued.append(task)
         self.again.extendleft(reversed(done.requeued))
         return done
+
+    def take_partial(self, share: Share, rows: Iterable[tuple[TaskIndex, int]]) -> bool:
+        """Settle the (task, attempt) of a partial aggregate: all of them, or none where any is not held merged at `share`."""
+        named = list(rows)
+        if len({task for task, _ in named}) != len(named):
+            return False
+        for task, attempt in named:
+            held = self.merged.get(task)
+            if held is None or held.share is not share or held.attempt != attempt:
+                return False
+        for task, _ in named:
+            del self.merged[task]
+            added = self.settled.add(task)
+            assert added, f"task {task} was settled twice"
+            self._forget(task)
+        return True
 
     def drop(self, tasks: Iterable[TaskIndex]) -> Settling:
         """Settle tasks that nobody wants any more; what they had out is to be cancelled."""
         done = Settling()
         for task in tasks:
-            if task not in self.known or task in self.settled:
+            if task not in self.known or task in self.settled or self._is_merging(task):
                 continue
             self.settled.add(task)
             self.recalled.pop(task, None)
@@ -304,6 +383,11 @@ class JobBook:
             self._forget(task)
         return done
 
+    def _is_merging(self, task: TaskIndex) -> bool:
+        """Whether its value may be part of what a coordinator holds: nobody can take it out again."""
+        held = self.leases.get(task)
+        return task in self.merged or (self.merges and held is not None and held.share.is_seat)
+
     def end(self, state: JobState, now: float) -> None:
         """The job has ended: forget everything that only a running one needs."""
         self.state = state
@@ -312,6 +396,8 @@ class JobBook:
         for kept in (self.again, self.fresh, self.leases, self.copies, self.batches, self.history, self.attempts):
             kept.clear()
         self.recalled.clear()
+        self.merged.clear()
+        self.seating.clear()
         self.fractions.clear()
         self.shares.clear()
 
@@ -328,6 +414,14 @@ class JobBook:
                 loser = copy if winner is held else held
                 done.cancelled.append((loser.share, Lease(task, loser.attempt)))
         self._forget(task)
+
+    def _merge(self, task: TaskIndex, held: Held) -> None:
+        """The coordinator has the value of a leased task: it holds no slot any more."""
+        assert task not in self.copies, "a task at a seat has a copy"
+        del self.leases[task]
+        self._release(held)
+        self.merged[task] = held
+        self.fractions.pop(task, None)
 
     def _forget(self, task: TaskIndex) -> None:
         # The tests spare the hot path three look-ups a task.
@@ -381,6 +475,9 @@ class JobBook:
         next_at: float | None = None
         for held in self.batches.values():
             share = held.share
+            if share.is_seat:
+                # Its coordinator sees to late ones: a copy elsewhere could be merged here too.
+                continue
             task_s = share.speed.task_s if share.speed.task_s is not None else self.speed.task_s
             at = overdue_at(
                 since=held.since, ahead=held.ahead, slots=slots_at(share.peer), task_s=task_s, rtt_s=share.rtt_s
@@ -408,12 +505,15 @@ class JobBook:
             assert not (self.shares)
             assert not (self.batches)
             assert not (self.recalled)
+            assert not (self.merged)
             return
         queued = [*self.again, *self.fresh]
         assert len(set(queued)) == len(queued)
         assert not any(task in self.leases or task in self.settled for task in queued)
         assert not any(task in self.settled for task in self.leases)
-        assert len(self.known) == len(queued) + len(self.leases) + len(self.settled)
+        assert not any(task in self.leases or task in self.settled or task in queued for task in self.merged)
+        assert all(self.shares.get(held.share.peer) is held.share for held in self.merged.values())
+        assert len(self.known) == len(queued) + len(self.leases) + len(self.merged) + len(self.settled)
         out: dict[int, int] = {}
         open_: dict[int, int] = {}
         for leases in (self.leases, self.copies):
@@ -425,6 +525,7 @@ class JobBook:
                 open_[held.serial] = open_.get(held.serial, 0) + 1
         for task, held in self.copies.items():
             assert self.leases[task].share is not held.share
+            assert not held.share.is_seat
         for share in self.shares.values():
             assert share.out == out.get(id(share), 0)
             assert (share.refusal is None) == (share.state is not ShareState.REFUSED)

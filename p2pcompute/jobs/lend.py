@@ -2,7 +2,7 @@
 
 Rules:
 
-- Slots are shared by `fairness.py`; an origin is told its part by a grant, and again only when it changes.
+- Slots are shared by `fairness.py`, among accounts and then among the origins of each; an origin is told its part by a grant, and again only when it changes.
 - A worker serves one origin and one program for life. There are never more workers than slots; where one is needed, an idle
   worker of another program goes.
 - Batches to workers are small and never larger than what keeps the other idle workers busy.
@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2pcompute.jobs.assigning import Assigning
-from p2pcompute.jobs.borrowers import Binding, Books, BorrowedJob, Borrower, Worker
+from p2pcompute.jobs.borrowers import Binding, Books, BorrowedJob, Worker
 from p2pcompute.jobs.lend_events import (
     CancelAsked,
     CancelOnWorker,
     Draining,
     Effect,
     Event,
+    Forget,
     Grant,
     JobClosed,
     OriginGone,
@@ -50,7 +51,7 @@ from p2pcompute.model.ids import JobId, PeerId
 from p2pcompute.model.job import Outcome
 
 __all__ = (
-    "CancelAsked", "CancelOnWorker", "Draining", "Effect", "Event", "Grant", "JobClosed", "Lend", "OriginGone",
+    "CancelAsked", "CancelOnWorker", "Draining", "Effect", "Event", "Forget", "Grant", "JobClosed", "Lend", "OriginGone",
     "OriginOpened", "ProgramFailed", "RecallAsked", "RefuseJob", "RetireWorker", "ReturnUnrun", "RunBatch", "SlotsChanged",
     "SpawnWorker", "TasksArrived", "TasksEnded", "Tick", "WorkerGone", "WorkerReady", "WorkerSpawned",
 )  # fmt: skip
@@ -113,9 +114,15 @@ class Lend:
             assert bool(worker.rows) == (worker.job is not None)
             if worker.rows:
                 busy[worker.binding.origin] = busy.get(worker.binding.origin, 0) + 1
+        for name, account in self._books.accounts.items():
+            assert account.borrowers
+            assert account.account == name
+            assert account.queued <= limits.TASKS_QUEUED_PER_ORIGIN_MAX
+            assert account.jobs <= limits.JOBS_PER_ORIGIN_MAX
+        assert sum(len(account.borrowers) for account in self._books.accounts.values()) == len(self._books.origins)
         for origin, borrower in self._books.origins.items():
+            assert self._books.accounts[borrower.account.account].borrowers[origin] is borrower
             assert borrower.busy == busy.get(origin, 0)
-            assert borrower.queued <= limits.TASKS_QUEUED_PER_ORIGIN_MAX
             own = [worker for worker in self._books.workers.values() if worker.binding.origin == origin]
             for job in borrower.jobs.values():
                 assert len(set(job.queue)) == len(job.queue)
@@ -134,13 +141,13 @@ class Lend:
         if self._draining:
             out.append(RefuseJob(event.origin, event.job, "busy", "this peer shuts down"))
             return
-        if borrower is not None and len(borrower.jobs) >= limits.JOBS_PER_ORIGIN_MAX:
+        name = event.origin if event.account is None else event.account
+        account = self._books.accounts.get(name)
+        if account is not None and account.jobs >= limits.JOBS_PER_ORIGIN_MAX:
             text = f"{limits.JOBS_PER_ORIGIN_MAX} jobs of this origin are open here already"
             out.append(RefuseJob(event.origin, event.job, "busy", text))
             return
-        if borrower is None:
-            served = min((other.served for other in self._books.origins.values()), default=0.0)
-            borrower = self._books.origins[event.origin] = Borrower(event.origin, now, served)
+        borrower = self._books.open(event.origin, name, now)
         binding = Binding(event.origin, event.program, event.memory_bytes)
         served_s = borrower.least_served_s(event.priority)
         borrower.jobs[event.job] = BorrowedJob(event.job, binding, event.priority, self._next_serial, served_s=served_s)
@@ -156,7 +163,7 @@ class Lend:
         if borrower is None or job is None or self._draining:
             out.append(ReturnUnrun(event.origin, event.job, event.rows))
             return
-        room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - borrower.queued
+        room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - borrower.account.queued
         new = [row for row in dict.fromkeys(event.rows) if row not in job.live]
         job.queue.extend(new[:room])
         job.live.update(new[:room])
@@ -198,7 +205,7 @@ class Lend:
         self._drop_job(event.origin, event.job, now, out)
 
     def _origin_gone(self, event: OriginGone, now: float, out: list[Effect]) -> None:
-        self._books.origins.pop(event.origin, None)
+        self._books.forget(event.origin)
         for worker in self._books.workers.values():
             if worker.binding.origin == event.origin:
                 # Should the origin come back, what this worker still says is about another life.
@@ -300,7 +307,7 @@ class Lend:
         if ran:
             job.speed.observe(ran_s, ran)
         if borrower is not None:
-            borrower.served += used_s / borrower.weight
+            borrower.charge(used_s)
             borrower.active_at = now
         if not worker.rows:
             job.busy -= 1

@@ -1,5 +1,7 @@
 """What the lending machine is told, and what it asks for. Rows are (task, attempt); payloads stay with the shell.
 
+`origin` is who borrows: a peer, or `ids.borrower_id_of` what one peer coordinates for another.
+
 The shell keeps the arguments of a row from `TasksArrived` until the row ended, was given back by `ReturnUnrun`, or its job was
 closed or refused.
 """
@@ -18,7 +20,10 @@ Row = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class OriginOpened:
-    """A job was accepted: its program is here. `memory_bytes`: address space of one worker, None for this peer's limit."""
+    """A job was accepted: its program is here. `memory_bytes`: address space of one worker, None for this peer's limit.
+
+    `account`: in whose name it runs, who is charged; None: `origin` itself. The same in all events of one `origin`.
+    """
 
     origin: PeerId
     job: JobId
@@ -26,6 +31,7 @@ class OriginOpened:
     priority: int
     timeout_s: float | None
     memory_bytes: int | None
+    account: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,4 +217,11 @@ class RefuseJob:
     module: str = ""
 
 
-Effect = Grant | SpawnWorker | RunBatch | CancelOnWorker | RetireWorker | ReturnUnrun | RefuseJob
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The origin, which has no job here, is known no more: its next grant will be its first."""
+
+    origin: PeerId
+
+
+Effect = Grant | SpawnWorker | RunBatch | CancelOnWorker | RetireWorker | ReturnUnrun | RefuseJob | Forget

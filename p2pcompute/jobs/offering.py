@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from p2pcompute.jobs import openings
+from p2pcompute.jobs.coordinating import SEAT_PATIENCE_S
 from p2pcompute.jobs.dispatch_events import Effect, OpenAt, Refusal
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.roster import Lender, Roster, candidate
@@ -25,7 +26,10 @@ class Offering:
         free = [
             lender
             for lender in self._roster.lenders.values()
-            if lender.peer not in book.shares and lender.peer not in placing.unfit and lender.has_seat
+            if lender.peer not in book.shares
+            and lender.peer not in placing.unfit
+            and lender.has_seat
+            and book.admits(lender.peer)
         ]
         if book.spec.options.health_check:
             free = [lender for lender in free if not lender.facts.is_suspect] or free
@@ -44,7 +48,9 @@ class Offering:
         for book in self._roster.running:
             if not lender.has_seat:
                 return
-            if lender.peer in book.shares or lender.peer in book.placing.unfit or self._room(book, now) == 0:
+            if lender.peer in book.shares or lender.peer in book.placing.unfit or not book.admits(lender.peer):
+                continue
+            if self._room(book, now) == 0:
                 continue
             if book.placing.strategy.holds_back:
                 rows = [candidate(lender, None, book)]
@@ -62,7 +68,8 @@ class Offering:
         share.refusal = None
         share.opened_at = now
         book.stalled = False
-        self._roster.timers.set(("share", job, peer), now + openings.PATIENCE_S)
+        patience_s = SEAT_PATIENCE_S if share.is_seat else openings.PATIENCE_S
+        self._roster.timers.set(("share", job, peer), now + patience_s)
         out.append(OpenAt(peer, job))
 
     def note_refusal(self, share: Share, reason: str, text: str, now: float) -> None:
@@ -89,7 +96,9 @@ class Offering:
         """Whether no usable peer has the job, has been offered it, or could be."""
         if any(share.state is not ShareState.REFUSED for share in book.shares.values()):
             return False
-        return all(peer in book.shares or peer in book.placing.unfit for peer in self._roster.lenders)
+        return all(
+            peer in book.shares or peer in book.placing.unfit or not book.admits(peer) for peer in self._roster.lenders
+        )
 
     def _room(self, book: JobBook, now: float) -> int | None:
         """Further peers that the job can use; None for any number."""

@@ -35,6 +35,13 @@ def place_of(task: TaskIndex) -> tuple[int, int]:
     return rest >> _LEVEL_SHIFT, rest & ((1 << _LEVEL_SHIFT) - 1)
 
 
+def leaves_under(task: TaskIndex, fan_in: int = limits.REDUCE_FAN_IN) -> range:
+    """The inputs whose values are merged in that of `task`, as far as there are so many."""
+    level, place = place_of(task)
+    width = fan_in**level
+    return range(place * width, (place + 1) * width)
+
+
 class ReducePlan:
     """The tree of one job. Steps are (number of the reduction task, tasks whose values it merges, in order)."""
 
@@ -65,6 +72,16 @@ class ReducePlan:
         self._running.discard(task)
         level, place = place_of(task)
         return self._put(level, place, None)
+
+    def placed(self, task: TaskIndex) -> list[Step]:
+        """The value of `task` is there, of an input or merged elsewhere from every input under it; reductions that have become possible."""
+        level, place = place_of(task)
+        for below in range(1, level + 1):
+            # What was noted of inputs that were left out is part of it.
+            width = self._fan_in ** (level - below)
+            for group in range(place * width, (place + 1) * width):
+                self._groups.pop((below, group), None)
+        return self._put(level, place, task)
 
     def leaves_ended(self, count: int) -> list[Step]:
         """There are `count` inputs; reductions of the last, smaller groups. Raises JobError where there are none."""

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from p2pcompute.jobs.budget import task_cost
-from p2pcompute.jobs.dispatch_events import Effect, Located, Mapped, PeerUsable, Refusal
+from p2pcompute.jobs.coordinating import Region
+from p2pcompute.jobs.dispatch_events import Effect, Located, Mapped, PeerUsable, Refusal, Regioned
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.openings import counts_as_open
 from p2pcompute.jobs.plan import TASK_UNKNOWN_S, Candidate
@@ -18,12 +19,12 @@ from p2pcompute.jobs.shares import Share, ShareState
 from p2pcompute.jobs.strategies import Situation
 from p2pcompute.jobs.timers import Timers
 from p2pcompute.model import limits
-from p2pcompute.model.ids import JobId, PeerId
+from p2pcompute.model.ids import JobId, PeerId, is_seat
 
 if TYPE_CHECKING:
     from p2pcompute.topology.affinity import Adjacency
 
-#: What an alarm is for: its kind ("job", "late", "share", "unmet", "balance"), the job, and the peer where it is about one.
+#: What an alarm is for: its kind ("job", "late", "share", "unmet", "balance", "partial"), the job, and the peer where it is about one.
 Alarm = tuple[str, JobId, PeerId | None]
 
 #: Seconds between two looks at the loads of a job's peers: of what can be moved, hardly anything is done sooner.
@@ -35,13 +36,15 @@ BANDWIDTH_UNKNOWN_MBPS = 100.0
 class Lender:
     """A peer that may compute for this origin."""
 
-    __slots__ = ("died", "done", "facts", "granted", "heard_at", "local", "peer", "rank", "rtt_s", "shares")
+    __slots__ = ("died", "done", "facts", "granted", "heard_at", "is_seat", "local", "peer", "rank", "rtt_s", "shares")
 
     def __init__(self, event: PeerUsable) -> None:
         #: Its id.
         self.peer = event.peer
         #: Round trip in seconds.
         self.rtt_s = event.rtt_s
+        #: Whether it is the seat of a community.
+        self.is_seat = is_seat(event.peer)
         #: Whether it is this peer itself.
         self.local = event.local
         #: Its capability, 0 to 100.
@@ -103,6 +106,8 @@ class Roster:
         self.timers: Timers[Alarm] = Timers()
         #: The community of this peer; None where no topology is known.
         self.home: int | None = None
+        #: Communities other than this peer's own that have a coordinator.
+        self.regions: tuple[Region, ...] = ()
         #: The network's links; None where no topology is known.
         self.map: Adjacency | None = None
 
@@ -124,9 +129,23 @@ class Roster:
         self.timers.clear(("late", job, None))
         self.timers.clear(("unmet", job, None))
         self.timers.clear(("balance", job, None))
+        for peer in book.shares:
+            self.timers.clear(("partial", job, peer))
         self.running.remove(book)
         self.waiting.pop(job, None)
         return freed
+
+    def regioned(self, event: Regioned, now: float, out: list[Effect]) -> None:
+        """Which communities there are; running jobs keep those that they began with."""
+        self.regions = event.regions
+
+    def seats_usable(self) -> list[PeerId]:
+        """Seats that can be reached."""
+        return [peer for peer, lender in self.lenders.items() if lender.is_seat]
+
+    def is_open_at(self, share: Share) -> bool:
+        """Whether tasks of the job could run at the peer of `share` now."""
+        return share.state is ShareState.READY and not share.paused and self.slots_at(share.peer) > 0
 
     def located(self, event: Located, now: float, out: list[Effect]) -> None:
         """Where this peer is."""
@@ -218,6 +237,7 @@ class Roster:
             lender
             for peer, lender in self.lenders.items()
             if peer not in book.placing.unfit
+            and book.admits(peer)
             and ((share := book.shares.get(peer)) is None or share.state is not ShareState.REFUSED)
         ]
 
@@ -328,5 +348,6 @@ def candidate(lender: Lender, share: Share | None, book: JobBook) -> Candidate:
 
 
 def refusals(book: JobBook) -> tuple[Refusal, ...]:
-    """Who refused the job and does not run it now, by peer id."""
-    return tuple(share.refusal for _, share in sorted(book.shares.items()) if share.refusal is not None)
+    """Who refused the job and does not run it now, by peer id; seats do not count, behind each of which are peers."""
+    shares = [share for _, share in sorted(book.shares.items()) if not share.is_seat]
+    return tuple(share.refusal for share in shares if share.refusal is not None)

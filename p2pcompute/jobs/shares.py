@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from p2pcompute.jobs.credit import tail_depth
 from p2pcompute.jobs.dispatch_events import Refusal
 from p2pcompute.jobs.speed import Speed, batch_tasks, prefetch_tasks
-from p2pcompute.model.ids import PeerId
+from p2pcompute.model.ids import PeerId, is_seat
 
 if TYPE_CHECKING:
     from p2pcompute.jobs.leases import JobBook
@@ -32,6 +32,7 @@ class Share:
         "batch",
         "began_at",
         "is_gated",
+        "is_seat",
         "is_spread",
         "is_watched",
         "job",
@@ -78,6 +79,8 @@ class Share:
         self.paused = False
         #: Length of the next pause.
         self.pause_s = 0.0
+        #: Whether it is the seat of a community (`coordinating.py`).
+        self.is_seat = is_seat(peer)
         #: Number of the newest batch that was sent there, rising within the job; 0 before the first.
         self.turn = 0
         #: Whether the job must be asked each time if it may use this peer (`Placing.is_gated`).

@@ -15,7 +15,7 @@ from p2pcompute.jobs.strategies import NAMES, check_names
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import JobId, ProgramId
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError
-from p2pcompute.model.placement import OnUnmet, Target, TaskType, budget_of, preferences_of
+from p2pcompute.model.placement import Coordination, OnUnmet, Target, TaskType, budget_of, preferences_of
 from p2pcompute.model.requirement import requirements_of
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ def options_document(options: JobOptions) -> dict[str, object]:
         "health_check": options.health_check,
         "optimization_target": options.optimization_target.value,
         "cache_ttl_s": options.cache_ttl_s,
+        "coordination": options.coordination.value,
     }
 
 
@@ -172,6 +173,12 @@ def _target(name: str, value: object) -> Target:
     return Target.parse(value)
 
 
+def _coordination(name: str, value: object) -> Coordination:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "'auto', 'relay' or 'off'")
+    return Coordination.parse(value)
+
+
 def _on_unmet(name: str, value: object) -> OnUnmet:
     if not isinstance(value, str):
         raise _wrong(name, value, "'fail' or 'wait'")
@@ -209,6 +216,7 @@ _PARSERS: Mapping[str, Callable[[str, object], object]] = {
     "health_check": _truth,
     "optimization_target": _target,
     "cache_ttl_s": _or_none(_seconds),
+    "coordination": _coordination,
     # Whether it is one, the options themselves see.
     "balancer": lambda name, value: value,
 }

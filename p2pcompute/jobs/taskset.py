@@ -27,6 +27,11 @@ class TaskSet:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def pages(self) -> int:
+        """How many pages there are: 1 KiB each."""
+        return len(self._pages)
+
     def __contains__(self, task: TaskIndex) -> bool:
         page = self._pages.get(task >> _PAGE_BITS)
         if page is None:
@@ -45,4 +50,13 @@ class TaskSet:
             return False
         page[offset >> 3] |= bit
         self._count += 1
+        return True
+
+    def discard(self, task: TaskIndex) -> bool:
+        """Take `task` out; False where it was not there."""
+        if task not in self:
+            return False
+        offset = task & _IN_PAGE
+        self._pages[task >> _PAGE_BITS][offset >> 3] &= ~(1 << (offset & 7)) & 0xFF
+        self._count -= 1
         return True

@@ -32,12 +32,19 @@ REDUCE_BASE = 1 << 48
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _SEGMENT = 13
+#: Behind the id of a coordinator, it makes the id of its seat.
+_SEAT = b"\x01"
 _GROUP = 7
 
 
 def peer_id_of(public_key: bytes) -> PeerId:
     """The id of the peer that holds `public_key` (32 bytes, raw Ed25519)."""
     return PeerId(hashlib.sha256(b"p2pc-id" + public_key).digest())
+
+
+def borrower_id_of(origin: PeerId, coordinator: PeerId) -> PeerId:
+    """The id under which a lending peer keeps what `coordinator` sends in the name of `origin`: that of no peer."""
+    return PeerId(hashlib.sha256(b"p2pc-borrower" + origin + coordinator).digest())
 
 
 def network_id_of(owner_public_key: bytes) -> NetworkId:
@@ -48,6 +55,21 @@ def network_id_of(owner_public_key: bytes) -> NetworkId:
 def invitation_id_of(invitation_public_key: bytes) -> InvitationId:
     """The id of an invitation: renewing it signs the same key again, so the id outlives the certificate."""
     return InvitationId(hashlib.sha256(b"p2pc-invitation" + invitation_public_key).digest())
+
+
+def seat_of(coordinator: PeerId) -> PeerId:
+    """The id under which an origin's machine knows `coordinator` as the seat of its whole community, beside itself as one lender of it."""
+    return PeerId(coordinator + _SEAT)
+
+
+def is_seat(peer: PeerId) -> bool:
+    """Whether `peer` is the seat of a community rather than a peer."""
+    return len(peer) > PEER_ID_BYTES
+
+
+def coordinator_of(seat: PeerId) -> PeerId:
+    """Who has this seat; a peer that is none, itself."""
+    return PeerId(seat[:PEER_ID_BYTES])
 
 
 def luhn32(text: str) -> str:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex
-from p2pcompute.model.placement import NO_PREFERENCES, STRATEGY_DEFAULT, Budget, OnUnmet, Preferences, Target, TaskType
+from p2pcompute.model.placement import (
+    NO_PREFERENCES,
+    STRATEGY_DEFAULT,
+    Budget,
+    Coordination,
+    OnUnmet,
+    Preferences,
+    Target,
+    TaskType,
+)
 from p2pcompute.model.requirement import Requirement, requirements_of
 
 
@@ -58,7 +67,8 @@ class JobOptions:
     long a task takes, where the submitter knows; None: it is learned. `health_check`: keep away from peers that are suspected
     or overloaded. `balancer`: the submitter's own strategy (`jobs/strategies/custom.py`), only in the peer's own process; None: none.
     `optimization_target`: what `smart_adaptive` makes small. `cache_ttl_s`: answers to equal calls are used again that are younger than
-    this, only where results stand alone (aggregation none); None: every call is computed.
+    this, only where results stand alone (aggregation none); None: every call is computed. `coordination`: whether key nodes of
+    other communities dispatch there (`jobs/coordinating.py` says for which jobs).
     """
 
     timeout_s: float | None = None
@@ -80,6 +90,7 @@ class JobOptions:
     balancer: object = None
     optimization_target: Target = Target.LATENCY
     cache_ttl_s: float | None = None
+    coordination: Coordination = Coordination.AUTO
 
     def __post_init__(self) -> None:
         for name, none in (
@@ -104,6 +115,7 @@ class JobOptions:
         if self.balancer is not None and not (callable(self.balancer) or hasattr(self.balancer, "order")):
             raise UsageError(f"balancer is {self.balancer!r}: give a function of candidates and the job's situation")
         object.__setattr__(self, "optimization_target", Target.parse(self.optimization_target))
+        object.__setattr__(self, "coordination", Coordination.parse(self.coordination))
         # Whoever writes them by hand gives a mapping.
         object.__setattr__(self, "requirements", requirements_of(self.requirements))
 
@@ -125,6 +137,8 @@ class Outcome(enum.IntEnum):
     CANNOT_RUN = 8
     #: The link broke or the peer died; noted by the origin, never sent.
     PEER_LOST = 9
+    #: The coordinator holds the value merged with others; it counts when a partial aggregate that names the task has come.
+    MERGED = 10
 
 
 #: Ends a task for good: another attempt would do the same.

@@ -362,6 +362,19 @@ PORTS_TRIED = 64
 # --- jobs -------------------------------------------------------------------------------------------------------------
 #: Arguments and results up to this travel inside their message, larger ones as blobs on a stream.
 INLINE_BYTES_MAX = 64 * 1024
+#: A signed delegation with its manifest and its origin's papers: three certificates at their limit make 12 KiB, both documents have
+#: 500 bytes, the rest is room for unknown fields of later versions. Ours have about 2,200 bytes.
+DELEGATION_BYTES_MAX = 16_384
+#: Clocks of laptops are wrong by minutes: manifests and delegations are taken this long past their end, as pointers are.
+DELEGATION_SKEW_MAX_S = 600.0
+#: Delegations of one coordinator that are checked a second, and as many at once: each costs 1 ms, so 6 % of a core; a coordinator
+#: that comes back offers all its jobs at once.
+DELEGATIONS_PER_SECOND_PER_PEER = 64.0
+#: Delegated jobs whose epochs a lending peer remembers, 300 bytes each; the longest unused are forgotten first.
+FENCES_MAX = 4_096
+#: Pages of 8,192 task numbers, 1 KiB each, in which the tasks of one delegated share may lie: 134 million tasks in a row; more
+#: scattered ones are given back.
+SHARE_TASK_PAGES_MAX = 16_384
 #: Payload bytes in one Tasks or Results message; several such frames fit into one transport buffer.
 BATCH_BYTES_MAX = 256 * 1024
 #: Tasks in one lease batch or results message.
@@ -387,10 +400,16 @@ COST_PER_HOUR_MAX = 1e9
 JOBS_OPEN_MAX = 1_024
 #: Jobs that one origin may have open at one lending peer.
 JOBS_PER_ORIGIN_MAX = 64
+#: Jobs that one coordinator may have open at one lending peer, its own and shares of others': those of four busy origins.
+JOBS_PER_COORDINATOR_MAX = 256
 #: Tasks that one origin may have queued at one lending peer, whatever credit it claims.
 TASKS_QUEUED_PER_ORIGIN_MAX = 65_536
 #: Work handed out in one lease batch: long enough to hide a round trip, short enough to bind late.
 BATCH_TARGET_S = 0.03
+#: Peers of one community for which a coordinator dispatches: 32 KiB in a message; in a larger one, the most capable.
+SHARE_MEMBERS_MAX = 1_024
+#: Tasks that one partial aggregate names: as many as one origin may have queued at one peer.
+PARTIAL_TASKS_MAX = 65_536
 #: Partial values merged by one reduction task.
 REDUCE_FAN_IN = 16
 

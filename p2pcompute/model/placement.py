@@ -61,6 +61,25 @@ class OnUnmet(enum.StrEnum):
     WAIT = "wait"
 
 
+class Coordination(enum.StrEnum):
+    """Whether communities other than the submitter's own are given their share of a job as a whole."""
+
+    #: Where it helps: their key nodes dispatch in their communities, and merge results there where the aggregation allows it.
+    AUTO = "auto"
+    #: The same, but results come one by one: nobody's merging has to be believed.
+    RELAY = "relay"
+    #: Every peer gets its tasks from the submitter's own.
+    OFF = "off"
+
+    @classmethod
+    def parse(cls, name: str) -> Coordination:
+        """The member called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
+        try:
+            return cls(name.lower())
+        except ValueError:
+            raise UnknownNameError("coordination", name, [member.value for member in cls]) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Preferences:
     """What a submitter would rather have; peers that are worse come last, they are not left out (see each strategy).

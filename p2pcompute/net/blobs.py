@@ -41,6 +41,8 @@ class BlobExchange:
         self._spawn = spawn
         #: Told of each blob that a peer is sent; the composition root sets it.
         self.on_served: Callable[[PeerId, BlobId], None] = lambda peer, blob: None
+        #: Asked for a blob that a peer wants and that is not held here; the composition root sets it where some can be brought.
+        self.bring: Callable[[PeerId, BlobId], Coroutine[Any, Any, Bytes | None]] | None = None
         #: Transfers under way, by peer and blob.
         self._fetching: dict[tuple[PeerId, BlobId], asyncio.Future[Bytes]] = {}
 
@@ -93,6 +95,22 @@ class BlobExchange:
             data = self._store.get(BlobId(message.blob))
         except P2PComputeError:
             data = None
+        if data is None and self.bring is not None:
+            self._spawn(f"bring {message.blob.hex()[:12]}", self._bring(link, message, self.bring))
+        else:
+            self._serve(link, message, data)
+
+    async def _bring(
+        self,
+        link: Link,
+        message: BlobWant,
+        bring: Callable[[PeerId, BlobId], Coroutine[Any, Any, Bytes | None]],
+    ) -> None:
+        data = await bring(link.peer, BlobId(message.blob))
+        if not link.closed:
+            self._serve(link, message, data)
+
+    def _serve(self, link: Link, message: BlobWant, data: Bytes | None) -> None:
         if data is None:
             link.send(BlobMissing(message.stream))
         else:

@@ -6,7 +6,7 @@ Origin and lender speak only through channels, so the local peer is a worker lik
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from p2pcompute.model.errors import BlobMissingError
@@ -16,6 +16,8 @@ from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import Message
+
+Bytes = bytes | bytearray | memoryview
 
 #: Payloads above this are left to be fetched while a channel is behind: messages are not flow-controlled, streams are.
 SMALL_BYTES = 2048
@@ -109,6 +111,39 @@ class LocalChannel:
         if data is None or len(data) > bytes_max:
             raise BlobMissingError(f"blob {blob.hex()[:12]} is not held here any more")
         return data
+
+
+class CommunityChannel(LocalChannel):
+    """This very peer as a member of its community: its lender and its coordinator meet as over a link.
+
+    `bring`: asked for what is not held here; what users of this peer keep for themselves is not reached through it.
+    """
+
+    is_local = False
+
+    def __init__(
+        self, peer: PeerId, store: BlobStore, bring: Callable[[PeerId, BlobId], Awaitable[Bytes | None]]
+    ) -> None:
+        super().__init__(peer, store)
+        self._bring = bring
+
+    async def fetch(self, blob: BlobId, bytes_max: int) -> bytes | bytearray | memoryview:
+        """From the common store, or from the origin of the share."""
+        data = self._store.get(blob)
+        if data is None:
+            data = await self._bring(self.peer, blob)
+        if data is None or len(data) > bytes_max:
+            raise BlobMissingError(f"blob {blob.hex()[:12]} is not held here, nor where the share comes from")
+        return data
+
+
+def connect_in_community(
+    peer: PeerId, store: BlobStore, bring: Callable[[PeerId, BlobId], Awaitable[Bytes | None]]
+) -> tuple[CommunityChannel, CommunityChannel]:
+    """(the coordinator's channel to the local lender, the lender's channel to the local coordinator); set `deliver` on both."""
+    to_lender, to_coordinator = CommunityChannel(peer, store, bring), CommunityChannel(peer, store, bring)
+    to_lender.back, to_coordinator.back = to_coordinator, to_lender
+    return to_lender, to_coordinator
 
 
 def connect_locally(peer: PeerId, store: BlobStore) -> tuple[LocalChannel, LocalChannel]:

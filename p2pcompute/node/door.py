@@ -21,6 +21,7 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import NotSerializableError, TaskTimeoutError, UsageError
 from p2pcompute.model.ids import JOB_ID_BYTES, BlobId, JobId, ProgramId, format_job_id
 from p2pcompute.model.job import Aggregation, JobOptions, JobProgress, JobSpec, OnError, Outcome
+from p2pcompute.model.placement import Coordination
 from p2pcompute.model.seams import Entropy
 from p2pcompute.node.failures import job_error, task_error
 from p2pcompute.node.job_stream import JobRequest, JobStream, OutputRow, ResultRow
@@ -107,7 +108,13 @@ class Door(abc.ABC):
         program = self._program({"call": function})
         # A session outlives its calls: one that fails must not end the others.
         limit_s = options.job_timeout_s if options is not None else None
-        chosen = dataclasses.replace(options or JobOptions(), on_error=OnError.SKIP, job_timeout_s=None)
+        chosen = dataclasses.replace(
+            options or JobOptions(),
+            on_error=OnError.SKIP,
+            job_timeout_s=None,
+            # Whoever calls waits for this one call: a hop more would only delay it.
+            coordination=Coordination.OFF,
+        )
         payload = encode([list(args), kwargs or {}], classes=program.names)
         session = self._session(program, function, chosen)
         try:

@@ -6,18 +6,27 @@ Refuses to decide: which facts matter, each job says (`jobs/requirements.py`, `j
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
 
+from p2pcompute.jobs.coordinating import Region
 from p2pcompute.jobs.health import Health, health_of
 from p2pcompute.jobs.plan import NOWHERE, Candidate, Facts, Place
 from p2pcompute.jobs.requirements import meets
-from p2pcompute.model.ids import PeerId
+from p2pcompute.model.ids import PeerId, seat_of
 from p2pcompute.model.peer import PeerEntry, PeerRecord, PeerStatus, PeerView, Role
 from p2pcompute.model.requirement import Requirement
+
+if TYPE_CHECKING:
+    from p2pcompute.topology.shape import NetworkShape
 
 #: Links asked for at a time for one job: two that answer are enough, the rest is for those that do not.
 SOUGHT_AT_ONCE = 8
 #: The first protocol version in which tasks are recalled.
 RECALL_PROTOCOL = 2
+#: And in which shares are given to coordinators.
+COORDINATION_PROTOCOL = 2
+#: A community of fewer lenders gains nothing by a hop.
+MEMBERS_MIN = 2
 #: What is true of a link only, so that it cannot speak against a peer that has none yet.
 _OF_LINKS = frozenset({"latency", "bandwidth"})
 
@@ -56,6 +65,27 @@ def peers_to_seek(view: PeerView, linked: Container[PeerId], requirements: Seque
         if all(meets(each, peer) for each in requirements if each.name not in _OF_LINKS):
             found.append((-rank, record.peer))
     return tuple(peer for _, peer in sorted(found)[:SOUGHT_AT_ONCE])
+
+
+def regions_of(shape: NetworkShape, view: PeerView) -> tuple[Region, ...]:
+    """Communities of `shape` other than this peer's own that have lenders and somebody to coordinate them.
+
+    None where this peer is no part of the network yet.
+    """
+    home = shape.community_of(view.own.peer)
+    if home is None:
+        return ()
+    slots = {entry.record.peer: entry.record.slots for entry in view.alive if Role.COMPUTE in entry.record.roles}
+    speaks = {entry.record.peer for entry in view.alive if entry.record.protocol >= COORDINATION_PROTOCOL}
+    regions = []
+    for key_node in shape.key_nodes:
+        if key_node.community == home:
+            continue
+        members = [peer for peer in shape.members(key_node.community) if slots.get(peer)]
+        seats = tuple(seat_of(peer) for peer in (key_node.peer, *key_node.stand_ins) if peer in speaks)
+        if len(members) >= MEMBERS_MIN and seats:
+            regions.append(Region(frozenset(members), seats, sum(slots[peer] for peer in members)))
+    return tuple(regions)
 
 
 def _facts(record: PeerRecord, place: Place, *, is_suspect: bool, bandwidth_mbps: float | None) -> Facts:

@@ -58,12 +58,14 @@ class Handles:
 
     # --- for the tasks of an origin --------------------------------------------------------------------------------------
 
-    async def fetch(self, channel: Channel, blob: BlobId, size_bytes: int, keep: Callable[[], bool]) -> Bytes:
-        """The data of a handle of the origin at the end of `channel`; it stays here for further tasks if `keep()` then says so.
+    async def fetch(
+        self, channel: Channel, borrower: PeerId, blob: BlobId, size_bytes: int, keep: Callable[[], bool]
+    ) -> Bytes:
+        """The data of a handle of `borrower`, from the end of `channel`; it stays here for further tasks if `keep()` then says so.
 
         Raises BlobMissingError, LinkClosedError, ProtocolError, CorruptFileError.
         """
-        label = _PUT if channel.is_local else _label(channel.peer)
+        label = _PUT if channel.is_local and borrower == channel.peer else handles_label(borrower)
         if self._store.is_held(blob, label):
             data = self._store.get(blob)
             if data is not None:
@@ -78,10 +80,11 @@ class Handles:
                 self._store.put(data, label, blob)
         return data
 
-    def forget(self, origin: PeerId) -> None:
-        """No task of `origin` needs handles any more."""
-        self._store.release_all(_label(origin))
+    def forget(self, borrower: PeerId) -> None:
+        """No task of `borrower` needs handles any more."""
+        self._store.release_all(handles_label(borrower))
 
 
-def _label(origin: PeerId) -> tuple[PeerId, str]:
-    return (origin, "handles")
+def handles_label(borrower: PeerId) -> tuple[PeerId, str]:
+    """Under which the store holds what the tasks of `borrower` may read: an origin, or `ids.borrower_id_of` one and its coordinator."""
+    return (borrower, "handles")

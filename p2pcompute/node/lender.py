@@ -7,7 +7,7 @@ until the origin has them, and sends results in batches. No shipped code ever ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
@@ -28,13 +28,15 @@ from p2pcompute.model.errors import (
 )
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, format_job_id, short_peer_id
 from p2pcompute.model.job import Outcome, Payload
-from p2pcompute.model.peer import Isolation, Role
+from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock, Offload
 from p2pcompute.node.channels import SMALL_BYTES, Channel
+from p2pcompute.node.delegations import FENCED, MAY_SUBMIT, DelegatedShare, Delegations, Refusal
 from p2pcompute.node.driver import Pump
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.wire.membership import Trust
 from p2pcompute.wire.messages import (
     Grant,
     JobAccept,
@@ -49,18 +51,20 @@ from p2pcompute.wire.messages import (
     TasksRecall,
 )
 
-_MAY_SUBMIT = frozenset({Role.SUBMIT, Role.ADMIN})
-
 Row = tuple[int, int]
 ResultTuple = tuple[int, int, Outcome, int, Payload]
 
 
 @dataclass(slots=True)
 class LentJob:
-    """One job of one origin at this peer."""
+    """One job at this peer: of the origin at the other end, or a share of another's that is coordinated from there."""
 
     channel: Channel
     open: JobOpen
+    #: Who borrows, to the machine: the peer at the other end, or `share.borrower`.
+    borrower: PeerId
+    #: What its origin delegated; None where that is the peer at the other end.
+    share: DelegatedShare | None = None
     #: Arguments that wait for a worker, or are with one: (entry, bytes) by (task, attempt).
     arguments: dict[Row, tuple[int, bytes | bytearray | memoryview]] = field(default_factory=dict)
     #: Rows whose arguments are still being fetched; a cancel takes them out.
@@ -71,6 +75,11 @@ class LentJob:
     result_blobs: dict[Row, BlobId] = field(default_factory=dict)
     #: Whether the program is here and was accepted.
     accepted: bool = False
+
+    @property
+    def account(self) -> PeerId:
+        """In whose name it runs."""
+        return self.borrower if self.share is None else self.share.origin
 
 
 class Lender:
@@ -86,6 +95,7 @@ class Lender:
         *,
         slots: int,
         isolation: Isolation,
+        trust: Callable[[], Trust],
     ) -> None:
         self._store = store
         self._supervisor = supervisor
@@ -96,16 +106,20 @@ class Lender:
         self.slots = slots
         #: Set by `start`.
         self._pool: WorkerPool | None = None
-        #: Open jobs by (origin, job).
+        #: Open jobs by (sender, job): an origin, or a coordinator, which sends for others.
         self._jobs: dict[tuple[PeerId, JobId], LentJob] = {}
-        #: Newest channel to each origin.
+        #: Newest channel to each sender.
         self._channels: dict[PeerId, Channel] = {}
-        #: Slots that each origin was last told it has.
+        #: Slots that each borrower was last told it has.
         self._granted: dict[PeerId, int] = {}
+        #: Checks what coordinators show.
+        self._delegations = Delegations(trust, clock)
+        #: (sender, true origin) of borrowers that are no peers: coordinated shares, as long as the machine knows them.
+        self._coordinated: dict[PeerId, tuple[PeerId, PeerId]] = {}
         #: Which job each running row of a worker belongs to: the pool speaks of tasks only.
         self._running: dict[int, dict[Row, JobId]] = {}
-        #: Origin by worker.
-        self._origin_of: dict[int, PeerId] = {}
+        #: Who sends the tasks of each worker, and the borrower that it is bound to.
+        self._sender_of: dict[int, tuple[PeerId, PeerId]] = {}
         #: Jobs with result rows that leave in the next turn.
         self._flushing: dict[tuple[PeerId, JobId], LentJob] = {}
         self._flush_due = False
@@ -125,6 +139,7 @@ class Lender:
                 lend.RetireWorker: self._retire,
                 lend.ReturnUnrun: self._return_unrun,
                 lend.RefuseJob: self._refuse_job,
+                lend.Forget: self._forget_borrower,
             },
             lend.Tick(),
             clock,
@@ -147,8 +162,8 @@ class Lender:
         return waiting / self.slots if self.slots else 0.0
 
     def works_for(self, peer: PeerId) -> bool:
-        """Whether a job of `peer` is open here."""
-        return any(origin == peer for origin, _ in self._jobs)
+        """Whether a job that `peer` sends is open here."""
+        return any(sender == peer for sender, _ in self._jobs)
 
     def drain(self) -> None:
         """Give back what has not begun, and take nothing more: this peer is about to leave."""
@@ -182,16 +197,19 @@ class Lender:
                 job.channel = self._channels[origin] = channel
 
     def origin_gone(self, peer: PeerId) -> None:
-        """The link to an origin is down: its tasks are stopped."""
+        """The link to an origin is down: its tasks are stopped, and those that it coordinates for others."""
         self._channels.pop(peer, None)
-        self._granted.pop(peer, None)
-        self._pump.feed(lend.OriginGone(peer))
+        borrowers = [peer, *(each for each, (sender, _) in self._coordinated.items() if sender == peer)]
+        for borrower in borrowers:
+            self._pump.feed(lend.OriginGone(borrower))
         for key in [key for key in self._jobs if key[0] == peer]:
             self._forget(key)
+        for borrower in borrowers:
+            self._forget_borrower(lend.Forget(borrower))
 
     def _open(self, channel: Channel, message: JobOpen) -> None:
         key = (channel.peer, JobId(message.job))
-        if not _MAY_SUBMIT & channel.roles:
+        if not message.delegation and not MAY_SUBMIT & channel.roles:
             self._refuse(
                 channel, message.job, "role", "the invitation of the submitting peer does not allow it to submit"
             )
@@ -199,21 +217,61 @@ class Lender:
         if self.slots == 0:
             self._refuse(channel, message.job, "none-lent", "this peer lends no computing power")
             return
+        share: DelegatedShare | None = None
+        if message.delegation:
+            share = self._delegated(channel, message)
+            if share is None:
+                return
+        borrower, account = (channel.peer,) * 2 if share is None else (share.borrower, share.origin)
         known = self._jobs.get(key)
+        if known is not None and known.borrower != borrower:
+            self._refuse(channel, message.job, "delegation", "a job of another origin is open here under this id")
+            return
         if known is not None:
+            if known.share is not None and share is not None:
+                known.share.renew(share)
             # Offered again over a better link.
             known.channel = self._channels[channel.peer] = channel
             if known.accepted:
                 self._accept(known)
             return
-        if sum(1 for origin, _ in self._jobs if origin == channel.peer) >= limits.JOBS_PER_ORIGIN_MAX:
+        if sum(1 for job in self._jobs.values() if job.account == account) >= limits.JOBS_PER_ORIGIN_MAX:
             self._refuse(
                 channel, message.job, "busy", f"{limits.JOBS_PER_ORIGIN_MAX} jobs of this submitter are open here"
             )
             return
+        if (
+            share is not None
+            and sum(1 for key in self._jobs if key[0] == channel.peer) >= limits.JOBS_PER_COORDINATOR_MAX
+        ):
+            self._refuse(
+                channel,
+                message.job,
+                "busy",
+                f"{limits.JOBS_PER_COORDINATOR_MAX} jobs of this coordinator are open here",
+            )
+            return
         self._channels[channel.peer] = channel
-        job = self._jobs[key] = LentJob(channel, message)
+        if share is not None:
+            self._coordinated[borrower] = (channel.peer, share.origin)
+        job = self._jobs[key] = LentJob(channel, message, borrower, share)
         self._supervisor.task(f"open {format_job_id(key[1])}", self._prepare(key, job))
+
+    def _delegated(self, channel: Channel, message: JobOpen) -> DelegatedShare | None:
+        """The share that a delegation opens, after ending those that it supersedes; None where it was refused."""
+        judged = self._delegations.judge(channel.peer, message)
+        if isinstance(judged, Refusal):
+            known = self._jobs.get((channel.peer, JobId(message.job)))
+            if known is not None and known.share is not None:
+                # Offered again, and not allowed any more: what runs of it ends with the refusal.
+                self._close(channel.peer, JobId(message.job))
+            self._refuse(channel, message.job, judged.reason, judged.text)
+            return None
+        for (sender, name), job in list(self._jobs.items()):
+            if job.share is not None and self._delegations.is_fenced(job.share):
+                self._close(sender, name)
+                self._refuse(job.channel, name, FENCED.reason, FENCED.text)
+        return judged
 
     async def _prepare(self, key: tuple[PeerId, JobId], job: LentJob) -> None:
         """Fetch the program, check what it requires, accept."""
@@ -245,16 +303,22 @@ class Lender:
         self._accept(job)
         self._pump.feed(
             lend.OriginOpened(
-                key[0], key[1], ProgramId(program), job.open.priority, job.open.timeout_s, job.open.memory_bytes
+                job.borrower,
+                key[1],
+                ProgramId(program),
+                job.open.priority,
+                job.open.timeout_s,
+                job.open.memory_bytes,
+                None if job.share is None else job.share.origin,
             )
         )
 
     def _accept(self, job: LentJob) -> None:
         self._send(job.channel, JobAccept(job.open.job, self._isolation))
-        granted = self._granted.get(job.channel.peer)
+        granted = self._granted.get(job.borrower)
         if granted is not None:
             # The machine says changes only, and an origin that lost its link has forgotten its grant.
-            self._send(job.channel, Grant(granted))
+            self._send(job.channel, Grant(granted, b"" if job.share is None else job.share.origin))
 
     def _given_up(self, key: tuple[PeerId, JobId], job: LentJob) -> None:
         if self._jobs.get(key) is job:
@@ -268,16 +332,22 @@ class Lender:
             self._unrun(channel, message.job, rows, "this job is not open here")
             return
         here: list[Row] = []
+        beyond: list[Row] = []
         for task, attempt, entry, payload in message.rows:
             row = (task, attempt)
+            if job.share is not None and not job.share.take(task):
+                beyond.append(row)
+                continue
             if payload.blob is None:
                 job.arguments[row] = (entry, payload.inline)
                 here.append(row)
             else:
                 job.fetching.add(row)
                 self._supervisor.task(f"arguments of {task}", self._fetch_arguments(key, job, row, entry, payload))
+        if beyond:
+            self._unrun(channel, message.job, beyond, "its origin has delegated fewer tasks to this coordinator")
         if here:
-            self._pump.feed(lend.TasksArrived(key[0], key[1], tuple(here)))
+            self._pump.feed(lend.TasksArrived(job.borrower, key[1], tuple(here)))
 
     async def _fetch_arguments(
         self, key: tuple[PeerId, JobId], job: LentJob, row: Row, entry: int, payload: Payload
@@ -296,18 +366,18 @@ class Lender:
             return
         job.fetching.discard(row)
         job.arguments[row] = (entry, data)
-        self._pump.feed(lend.TasksArrived(key[0], key[1], (row,)))
+        self._pump.feed(lend.TasksArrived(job.borrower, key[1], (row,)))
 
-    def _cancel(self, origin: PeerId, name: JobId, rows: Sequence[Row]) -> None:
-        job = self._jobs.get((origin, name))
+    def _cancel(self, sender: PeerId, name: JobId, rows: Sequence[Row]) -> None:
+        job = self._jobs.get((sender, name))
         if job is None:
             return
         job.fetching.difference_update(rows)
         for row in rows:
             blob = job.result_blobs.pop(row, None)
             if blob is not None:
-                self._store.release(blob, (origin, name))
-        self._pump.feed(lend.CancelAsked(origin, name, tuple(rows)))
+                self._store.release(blob, (sender, name))
+        self._pump.feed(lend.CancelAsked(job.borrower, name, tuple(rows)))
 
     def _recall(self, channel: Channel, message: TasksRecall) -> None:
         """Give back what has not begun, also where its arguments are still on their way."""
@@ -318,30 +388,34 @@ class Lender:
         underway = tuple(row for row in dict.fromkeys(message.rows) if row in job.fetching)
         job.fetching.difference_update(underway)
         self._unrun(channel, name, underway, "it was recalled before it had begun")
-        self._pump.feed(lend.RecallAsked(channel.peer, name, message.rows))
+        self._pump.feed(lend.RecallAsked(job.borrower, name, message.rows))
 
-    def _close(self, origin: PeerId, name: JobId) -> None:
-        if (origin, name) in self._jobs:
-            self._pump.feed(lend.JobClosed(origin, name))
-            self._forget((origin, name))
+    def _close(self, sender: PeerId, name: JobId) -> None:
+        job = self._jobs.get((sender, name))
+        if job is not None:
+            self._pump.feed(lend.JobClosed(job.borrower, name))
+            self._forget((sender, name))
 
     def _forget(self, key: tuple[PeerId, JobId]) -> None:
-        self._jobs.pop(key, None)
+        job = self._jobs.pop(key, None)
         self._flushing.pop(key, None)
         self._store.release_all(key)
-        if not self._has_jobs(key[0]):
-            self._handles.forget(key[0])
+        if job is not None and not self._has_jobs(job.borrower):
+            self._handles.forget(job.borrower)
+            if job.borrower not in self._granted:
+                # Refused before the machine had heard of it.
+                self._coordinated.pop(job.borrower, None)
 
-    def _has_jobs(self, origin: PeerId) -> bool:
-        return any(each == origin for each, _ in self._jobs)
+    def _has_jobs(self, borrower: PeerId) -> bool:
+        return any(job.borrower == borrower for job in self._jobs.values())
 
     # --- what the pool says -------------------------------------------------------------------------------------------
 
     def tasks_ended(self, worker: int, ends: Sequence[TaskEnd]) -> None:
         """Attempts have ended on a worker."""
-        origin = self._origin_of.get(worker)
+        bound = self._sender_of.get(worker)
         running = self._running.get(worker, {})
-        if origin is None:
+        if bound is None:
             return
         rows: list[tuple[int, int, Outcome, float]] = []
         for end in ends:
@@ -350,14 +424,14 @@ class Lender:
             if name is None:
                 continue
             self.tasks_done += 1
-            self._result(origin, name, end)
+            self._result(bound[0], name, end)
         self._pump.feed(lend.TasksEnded(worker, tuple(rows)))
 
     def task_news(
         self, worker: int, progress: Sequence[tuple[int, float, str]], output: Sequence[tuple[int, int, bytes]]
     ) -> None:
         """Progress and output of running tasks."""
-        origin = self._origin_of.get(worker)
+        bound = self._sender_of.get(worker)
         running = {task: name for (task, _), name in self._running.get(worker, {}).items()}
         by_job: dict[JobId, tuple[list[tuple[int, float, str]], list[tuple[int, int, bytes]]]] = {}
         for news in progress:
@@ -367,7 +441,7 @@ class Lender:
             if printed[0] in running:
                 by_job.setdefault(running[printed[0]], ([], []))[1].append(printed)
         for name, (progress_rows, output_rows) in by_job.items():
-            job = self._jobs.get((origin, name)) if origin is not None else None
+            job = self._jobs.get((bound[0], name)) if bound is not None else None
             if job is not None:
                 self._tell(job.channel, name, progress_rows, output_rows)
 
@@ -398,12 +472,12 @@ class Lender:
         self._supervisor.task(f"handle {blob.hex()[:12]}", self._supply(worker, blob, size_bytes))
 
     async def _supply(self, worker: int, blob: BlobId, size_bytes: int) -> None:
-        origin = self._origin_of.get(worker)
-        channel = self._channels.get(origin) if origin is not None else None
+        sender, borrower = self._sender_of.get(worker, (None, None))
+        channel = self._channels.get(sender) if sender is not None else None
         data = None
-        if channel is not None:
+        if channel is not None and borrower is not None:
             try:
-                data = await self._handles.fetch(channel, blob, size_bytes, lambda: self._has_jobs(channel.peer))
+                data = await self._handles.fetch(channel, borrower, blob, size_bytes, lambda: self._has_jobs(borrower))
             except (P2PComputeError, OSError) as error:
                 whose = short_peer_id(channel.peer)
                 self._log.info("handle not found", blob=blob.hex()[:12], peer=whose, cause=str(error))
@@ -417,7 +491,7 @@ class Lender:
     def worker_gone(self, worker: int, unfinished: Sequence[Row], cause: str, outcome: Outcome) -> None:
         """A worker process has ended; `unfinished` never ran."""
         self._running.pop(worker, None)
-        self._origin_of.pop(worker, None)
+        self._sender_of.pop(worker, None)
         self._log.info("worker gone", worker=worker, cause=cause, outcome=outcome.name)
         self._pump.feed(lend.WorkerGone(worker, tuple(unfinished)))
 
@@ -428,10 +502,22 @@ class Lender:
     # --- effects ------------------------------------------------------------------------------------------------------
 
     def _grant(self, effect: lend.Grant) -> None:
-        channel = self._channels.get(effect.origin)
+        sender, origin = self._coordinated.get(effect.origin, (effect.origin, b""))
+        channel = self._channels.get(sender)
         if channel is not None:
             self._granted[effect.origin] = effect.slots
-            self._send(channel, Grant(effect.slots))
+            self._send(channel, Grant(effect.slots, origin))
+
+    def _forget_borrower(self, effect: lend.Forget) -> None:
+        self._granted.pop(effect.origin, None)
+        if not self._has_jobs(effect.origin):
+            # Else one is being prepared.
+            self._coordinated.pop(effect.origin, None)
+
+    def _sender(self, borrower: PeerId) -> PeerId:
+        """Over whose channel the jobs of `borrower` come."""
+        found = self._coordinated.get(borrower)
+        return borrower if found is None else found[0]
 
     def _spawn(self, effect: lend.SpawnWorker) -> None:
         try:
@@ -443,12 +529,12 @@ class Lender:
             self._pump.feed(lend.WorkerSpawned(effect.token, -effect.token))
             self._pump.feed(lend.WorkerGone(-effect.token, ()))
             return
-        self._origin_of[worker] = effect.origin
+        self._sender_of[worker] = (self._sender(effect.origin), effect.origin)
         self._running[worker] = {}
         self._pump.feed(lend.WorkerSpawned(effect.token, worker))
 
     def _run(self, effect: lend.RunBatch) -> None:
-        job = self._jobs[(effect.origin, effect.job)]
+        job = self._jobs[self._sender(effect.origin), effect.job]
         running = self._running[effect.worker]
         runs = []
         for row in effect.rows:
@@ -469,7 +555,7 @@ class Lender:
             self.pool.retire(effect.worker)
 
     def _return_unrun(self, effect: lend.ReturnUnrun) -> None:
-        job = self._jobs.get((effect.origin, effect.job))
+        job = self._jobs.get((self._sender(effect.origin), effect.job))
         if job is None:
             return
         for row in effect.rows:
@@ -477,15 +563,16 @@ class Lender:
         self._unrun(job.channel, effect.job, effect.rows, "this peer has no room for it now")
 
     def _refuse_job(self, effect: lend.RefuseJob) -> None:
-        job = self._jobs.get((effect.origin, effect.job))
+        key = (self._sender(effect.origin), effect.job)
+        job = self._jobs.get(key)
         if job is not None:
-            self._forget((effect.origin, effect.job))
+            self._forget(key)
             self._refuse(job.channel, effect.job, effect.reason, effect.text, effect.module)
 
     # --- results ------------------------------------------------------------------------------------------------------
 
-    def _result(self, origin: PeerId, name: JobId, end: TaskEnd) -> None:
-        key = (origin, name)
+    def _result(self, sender: PeerId, name: JobId, end: TaskEnd) -> None:
+        key = (sender, name)
         job = self._jobs.get(key)
         if job is None:
             return

@@ -9,25 +9,32 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from structlog.typing import FilteringBoundLogger
 
-from p2pcompute.execution.values import decode
 from p2pcompute.jobs import dispatch
+from p2pcompute.jobs.coordinating import Region
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.submit import check_options
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
-    BlobMissingError,
     BusyError,
-    LinkClosedError,
     P2PComputeError,
-    ProtocolError,
-    ResultRefusedError,
     UsageError,
 )
-from p2pcompute.model.ids import REDUCE_BASE, BlobId, JobId, PeerId, TaskIndex, format_job_id, short_peer_id
+from p2pcompute.model.ids import (
+    REDUCE_BASE,
+    BlobId,
+    JobId,
+    PeerId,
+    TaskIndex,
+    coordinator_of,
+    format_job_id,
+    is_seat,
+    seat_of,
+    short_peer_id,
+)
 from p2pcompute.model.job import (
     Aggregation,
     Attempt,
@@ -36,38 +43,33 @@ from p2pcompute.model.job import (
     JobState,
     OnError,
     Outcome,
-    Payload,
-    TaskReport,
 )
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.answers import Answers, check_cached
-from p2pcompute.node.channels import SMALL_BYTES, Channel
-from p2pcompute.node.driver import Pump
+from p2pcompute.node.channels import Channel
+from p2pcompute.node.dispatching import ENCODED_FAILURES, Bytes, Dispatching, text_of
 from p2pcompute.node.holders import ARGUMENT_BYTES_SCANNED, ARGUMENTS_SCANNED, PROGRAM_BYTES_SCANNED, Holders
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.origin_job import OriginJob
+from p2pcompute.node.partials import PartialValue, read_partial
 from p2pcompute.node.records import Records
+from p2pcompute.node.seats import Seats
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import (
+    CommunityGrant,
     Grant,
     JobAccept,
-    JobClose,
     JobOpen,
     JobRefuse,
     Message,
+    Partial,
     Results,
     TaskNews,
-    Tasks,
-    TasksCancel,
-    TasksRecall,
 )
 
 if TYPE_CHECKING:
     from p2pcompute.topology.affinity import Adjacency
-
-#: Outcomes whose payload is an encoded failure rather than a sentence.
-_ENCODED_FAILURES = frozenset({Outcome.RAISED, Outcome.UNSHIPPABLE})
 
 #: The error that each cause of a job's end means to its submitter, where no single task is to blame.
 _KINDS = {
@@ -83,7 +85,7 @@ _KINDS = {
 Inputs = AsyncIterator[Sequence[bytes]]
 
 
-class Origin:
+class Origin(Dispatching[OriginJob]):
     """All jobs submitted at this peer. `peer_name(peer)`: how people call a peer."""
 
     def __init__(
@@ -95,52 +97,42 @@ class Origin:
         peer_name: Callable[[PeerId], str],
         records: Records,
     ) -> None:
-        self._store = store
-        self._supervisor = supervisor
-        self._clock = clock
-        self._log = log
-        self._peer_name = peer_name
         #: What attempts come to.
         self._records = records
+        #: How people call a peer.
+        self._peer_name = peer_name
+        super().__init__(store, supervisor, clock, log, records.registry)
         #: Answers for equal calls.
         self.answers = Answers(clock)
-        self._machine = dispatch.Dispatch(records.registry)
+        #: The shares that coordinators of other communities have.
+        self.seats = Seats()
+        #: Partial aggregates that wait for the machine's word on whether they count, by (job, seat, number).
+        self._partials: dict[tuple[JobId, PeerId, int], tuple[PartialValue, Partial]] = {}
         records.seen = lambda job, peer: self._machine.seen(job, peer, clock.monotonic())
-        #: Open channels to peers that compute for us, by peer.
-        self._channels: dict[PeerId, Channel] = {}
-        #: Peers that sent what is no result, the longest barred first; they get no tasks from this process any more.
-        self._barred: dict[PeerId, None] = {}
-        #: Told of them; the composition root sets it.
+        #: Told of peers that do what no honest one does; the composition root sets it.
         self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
         #: Knows who has what was put here; the composition root sets it.
         self.holders = Holders(dict)
         #: Asked to link peers that such a job could use; the composition root sets it.
         self.seek: Callable[[JobOptions], None] = lambda options: None
-        #: Every job that is open or was kept, oldest first.
-        self.jobs: dict[JobId, OriginJob] = {}
-        self._pump: Pump[dispatch.Event, dispatch.Effect] = Pump(
-            self._machine,
-            {
-                dispatch.OpenAt: self._open_at,
-                dispatch.Send: self._send,
-                dispatch.CancelAt: self._cancel_at,
-                dispatch.RecallAt: self._recall_at,
-                dispatch.Moved: self._moved,
-                dispatch.CloseAt: self._close_at,
-                dispatch.Completed: self._completed,
-                dispatch.Discarded: lambda effect: None,
-                dispatch.GivenUp: self._given_up,
-                # The stream's own room bounds what is read: it also counts results that wait to be taken.
-                dispatch.WantInputs: lambda effect: None,
-                dispatch.JobEnded: self._job_ended,
-                dispatch.Stalled: self._stalled,
-                dispatch.FellBack: self._fell_back,
-                dispatch.SeekPeers: lambda effect: self.seek(self.jobs[effect.job].spec.options),
-                dispatch.TaskRetried: self._retried,
-            },
-            dispatch.Tick(),
-            clock,
-        )
+
+    def _handlers(self) -> dict[type, Callable[[Any], None]]:
+        return {
+            dispatch.Moved: self._moved,
+            dispatch.Completed: self._completed,
+            dispatch.GivenUp: self._given_up,
+            dispatch.JobEnded: self._job_ended,
+            dispatch.Stalled: self._stalled,
+            dispatch.FellBack: self._fell_back,
+            dispatch.SeekPeers: lambda effect: self.seek(self.jobs[effect.job].spec.options),
+            dispatch.TaskRetried: self._retried,
+            dispatch.PartialTaken: self._partial_taken,
+            dispatch.PartialRefused: self._partial_refused,
+            dispatch.Withdrawn: lambda effect: None,
+        }
+
+    def _misdeed(self, peer: PeerId, what: str) -> None:
+        self.misdeed(coordinator_of(peer), what)
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -196,6 +188,7 @@ class Origin:
             tasks_total=self._total(known, machine),
             tasks_done=machine.tasks_done + known.cached,
             tasks_cached=known.cached,
+            done_by_peer=known.done_by_peer(machine.done_by_peer),
             message=machine.message or known.message,
         )
 
@@ -263,11 +256,26 @@ class Origin:
 
     def peer_usable(self, channel: Channel, facts: Facts) -> None:
         """`channel` leads to a peer that may compute for us, of which `facts` are known."""
-        if channel.peer in self._barred:
-            return
-        self._channels[channel.peer] = channel
-        rank = facts.capability.score if facts.capability is not None else 0.0
-        self._pump.feed(dispatch.PeerUsable(channel.peer, channel.rtt_s, channel.is_local, rank, facts))
+        self._usable(channel.peer, channel, facts)
+
+    def seat_usable(self, channel: Channel, facts: Facts) -> None:
+        """`channel` leads to a peer that may coordinate its community; suspected ones do not."""
+        seat = seat_of(channel.peer)
+        if facts.is_suspect:
+            self.seat_gone(channel.peer, "its coordinator is suspected to be down")
+        elif self.seats.is_candidate(channel.peer):
+            self._usable(seat, self.seats.channel(channel), dataclasses.replace(facts, gives_back=True))
+
+    def seat_gone(self, coordinator: PeerId, reason: str) -> None:
+        """`coordinator` stands for its community no longer."""
+        seat = seat_of(coordinator)
+        self._gone(seat, reason)
+        self.seats.gone(seat)
+
+    def regions(self, regions: tuple[Region, ...]) -> None:
+        """Communities other than this peer's own, with who may coordinate each."""
+        self.seats.regions(regions)
+        self._pump.feed(dispatch.Regioned(regions))
 
     def sent_blob(self, peer: PeerId, blob: BlobId) -> None:
         """`peer` is being sent a blob that it asked for."""
@@ -295,28 +303,29 @@ class Origin:
         """The network's links, by the newest topology."""
         self._pump.feed(dispatch.Mapped(adjacency))
 
-    def _bar(self, peer: PeerId) -> None:
-        """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""
-        while len(self._barred) >= limits.TROUBLES_MAX:
-            del self._barred[next(iter(self._barred))]
-        self._barred[peer] = None
-        self.misdeed(peer, "sent a result that cannot be read; it is given no more tasks")
-        self.peer_gone(peer, "it sent a result that cannot be read")
-
     def peer_gone(self, peer: PeerId, reason: str) -> None:
         """A peer that computed for us is not reachable any more."""
         self.holders.gone(peer)
-        if self._channels.pop(peer, None) is not None:
-            self._pump.feed(dispatch.PeerGone(peer, reason))
+        self._gone(peer, reason)
+        self.seat_gone(peer, reason)
 
     def message(self, channel: Channel, message: Message) -> None:
         """What a lender says."""
-        peer = channel.peer
+        if isinstance(message, Grant):
+            self._pump.feed(dispatch.Granted(channel.peer, message.slots))
+            return
+        if isinstance(message, CommunityGrant):
+            self._pump.feed(dispatch.Granted(seat_of(channel.peer), message.slots))
+            return
+        peer, message = self.seats.translated(channel.peer, message)
         match message:
             case Results():
-                self._results(channel, message)
-            case Grant():
-                self._pump.feed(dispatch.Granted(peer, message.slots))
+                known = self.jobs.get(JobId(message.job))
+                if known is not None and is_seat(peer):
+                    known.note_workers(message)
+                self._results(peer, self._channels.get(peer, channel), message)
+            case Partial():
+                self._partial(peer, message)
             case JobAccept():
                 self._pump.feed(dispatch.PeerAccepted(peer, JobId(message.job)))
             case JobRefuse():
@@ -330,63 +339,6 @@ class Origin:
             case TaskNews():
                 self._news(peer, message)
 
-    def _results(self, channel: Channel, message: Results) -> None:
-        known = self.jobs.get(JobId(message.job))
-        if known is None or known.end is not None:
-            return
-        reports: list[TaskReport] = []
-        for task, attempt, outcome, wall_us, payload in message.rows:
-            if channel.peer in self._barred:
-                return
-            if payload.blob is not None:
-                self._supervisor.task(
-                    f"result {task} of {format_job_id(known.spec.job)}",
-                    self._fetch_result(
-                        channel, known, (task, attempt, outcome, wall_us), payload.blob, payload.size_bytes
-                    ),
-                )
-                continue
-            if outcome is Outcome.RETURNED and not channel.is_local and not _is_readable(payload.inline):
-                self._bar(channel.peer)
-                return
-            reports.append(self._stage(known, channel.peer, (task, attempt, outcome, wall_us), payload.inline))
-        if reports:
-            self._report(known, channel.peer, tuple(reports))
-
-    async def _fetch_result(
-        self, channel: Channel, job: OriginJob, row: tuple[int, int, Outcome, int], blob: bytes, size: int
-    ) -> None:
-        task, attempt, _, _ = row
-        try:
-            data = await channel.fetch(blob, size)  # type: ignore[arg-type]
-        except (P2PComputeError, OSError) as error:
-            report = TaskReport(TaskIndex(task), attempt, Outcome.RETURNED_UNRUN, 0.0, f"result not fetched: {error}")
-        else:
-            # It is here: the lender need not keep it any longer.
-            self._to(channel.peer, TasksCancel(job.spec.job, ((task, attempt),)))
-            if job.end is not None:
-                return
-            report = self._stage(job, channel.peer, row, data)
-        self._report(job, channel.peer, (report,))
-
-    def _stage(
-        self,
-        job: OriginJob,
-        peer: PeerId,
-        row: tuple[int, int, Outcome, int],
-        payload: bytes | bytearray | memoryview,
-    ) -> TaskReport:
-        task, attempt, outcome, wall_us = row
-        job.staged[(TaskIndex(task), attempt, peer)] = (payload, wall_us)
-        detail = "" if outcome in _ENCODED_FAILURES or outcome is Outcome.RETURNED else _text(payload)
-        return TaskReport(TaskIndex(task), attempt, outcome, wall_us / 1e6, detail)
-
-    def _report(self, job: OriginJob, peer: PeerId, reports: tuple[TaskReport, ...]) -> None:
-        self._pump.feed(dispatch.Reported(peer, job.spec.job, reports))
-        # Whatever the machine did not count was late or a duplicate.
-        for report in reports:
-            job.staged.pop((report.task, report.attempt, peer), None)
-
     def _news(self, peer: PeerId, message: TaskNews) -> None:
         job = self.jobs.get(JobId(message.job))
         if job is None or job.end is not None:
@@ -399,7 +351,8 @@ class Origin:
             self._pump.feed(dispatch.Progressed(peer, job.spec.job, fractions))
         if message.output:
             rows = [
-                OutputRow(task, stream, data.decode("utf-8", "replace"), peer) for task, stream, data in message.output
+                OutputRow(task, stream, data.decode("utf-8", "replace"), coordinator_of(peer))
+                for task, stream, data in message.output
             ]
             job.output.extend(rows)
             if job.stream.on_output is not None:
@@ -407,85 +360,109 @@ class Origin:
         if message.progress:
             self._tell(job)
 
-    # --- effects ------------------------------------------------------------------------------------------------------
+    # --- partial aggregates -------------------------------------------------------------------------------------------
 
-    def _to(self, peer: PeerId, message: Message) -> None:
-        channel = self._channels.get(peer)
-        if channel is None:
+    def _partial(self, seat: PeerId, message: Partial) -> None:
+        job = self.jobs.get(JobId(message.job))
+        if job is None or not job.is_open or not is_seat(seat):
+            return
+        if message.payload.blob is None:
+            self._partial_here(seat, job, message, message.payload.inline)
+        else:
+            self._supervisor.task(
+                f"partial {message.number} of {format_job_id(job.spec.job)}", self._fetch_partial(seat, job, message)
+            )
+
+    async def _fetch_partial(self, seat: PeerId, job: OriginJob, message: Partial) -> None:
+        channel, blob = self._channels.get(seat), message.payload.blob
+        if channel is None or blob is None:
             return
         try:
-            channel.send(message)
-        except LinkClosedError:
-            # The hub tells link_down in its own turn, which returns the leases.
-            self._log.debug("not sent: the link is gone", peer=short_peer_id(peer))
+            data = await channel.fetch(BlobId(blob), message.payload.size_bytes)
+        except (P2PComputeError, OSError) as error:
+            self._pump.feed(dispatch.SeatFailed(seat, job.spec.job, f"a partial aggregate was not fetched: {error}"))
+            return
+        self._partial_here(seat, job, message, data)
 
-    def _open_at(self, effect: dispatch.OpenAt) -> None:
-        request = self.jobs[effect.job].request
-        options = request.spec.options
-        self._to(
-            effect.peer,
-            JobOpen(
-                job=effect.job,
-                program=request.spec.program,
-                program_bytes=len(request.program),
-                name=request.spec.name[: limits.TEXT_CHARS_MAX],
-                priority=options.priority,
-                timeout_s=options.timeout_s,
-                memory_bytes=options.memory_bytes,
-            ),
-        )
+    def _partial_here(self, seat: PeerId, job: OriginJob, message: Partial, data: Bytes) -> None:
+        if not job.is_open:
+            return
+        name = job.spec.job
+        try:
+            value = read_partial(job.spec.aggregation, message.rows, data, job.inputs, job.skipped)
+        except (P2PComputeError, ValueError) as error:
+            text = f"sent a partial aggregate that is none: {error}"
+            self._misdeed(seat, text)
+            self._pump.feed(dispatch.SeatFailed(seat, name, text))
+            return
+        key = (name, seat, message.number)
+        self._partials[key] = (value, message)
+        self._pump.feed(dispatch.PartialArrived(seat, name, message.number, value.rows))
+        # What the machine passed over came from a share that is over.
+        self._partials.pop(key, None)
 
-    def _send(self, effect: dispatch.Send) -> None:
+    def _partial_taken(self, effect: dispatch.PartialTaken) -> None:
         job = self.jobs[effect.job]
-        rows: list[tuple[int, int, int, Payload]] = []
-        size = 0
-        channel = self._channels.get(effect.peer)
-        behind = channel is not None and channel.is_behind
-        for lease in effect.leases:
-            payload = job.arguments(lease.task)
-            if behind and len(payload.inline) > SMALL_BYTES:
-                payload = job.to_fetch(lease.task)
-            if rows and size + len(payload.inline) > limits.BATCH_BYTES_MAX:
-                self._to(effect.peer, Tasks(effect.job, tuple(rows)))
-                rows, size = [], 0
-                behind = channel is not None and channel.is_behind
-            rows.append((lease.task, lease.attempt, job.entry(lease.task), payload))
-            size += len(payload.inline)
-        self._to(effect.peer, Tasks(effect.job, tuple(rows)))
+        value, message = self._partials.pop((effect.job, effect.peer, effect.number))
+        job.computed_at(effect.peer, message.workers, len(value.rows))
+        try:
+            added = job.merged(value)
+        except Exception as error:
+            self._unusable(job, None, error)
+            return
+        self._add(job, added)
+        self._maybe_no_more(job)
+        self._tell(job)
 
-    def _cancel_at(self, effect: dispatch.CancelAt) -> None:
-        rows = tuple((lease.task, lease.attempt) for lease in effect.leases)
-        self._to(effect.peer, TasksCancel(effect.job, rows))
+    def _partial_refused(self, effect: dispatch.PartialRefused) -> None:
+        self._misdeed(effect.peer, effect.text)
 
-    def _recall_at(self, effect: dispatch.RecallAt) -> None:
-        rows = tuple((lease.task, lease.attempt) for lease in effect.leases)
-        self._log.info(
-            "tasks recalled",
-            job=format_job_id(effect.job),
-            peer=short_peer_id(effect.peer),
-            tasks=len(rows),
-            cause=effect.text,
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _offer(self, job: OriginJob, peer: PeerId) -> Message | None:
+        request = job.request
+        options = request.spec.options
+        if is_seat(peer):
+            opened = self.seats.open(request.spec, len(request.program), peer)
+            if opened is None:
+                # The network has changed since the machine was told of this seat.
+                gone = dispatch.SeatFailed(peer, request.spec.job, "its community is not known any more")
+                asyncio.get_running_loop().call_soon(self._pump.feed, gone)
+            return opened
+        return JobOpen(
+            job=request.spec.job,
+            program=request.spec.program,
+            program_bytes=len(request.program),
+            name=request.spec.name[: limits.TEXT_CHARS_MAX],
+            priority=options.priority,
+            timeout_s=options.timeout_s,
+            memory_bytes=options.memory_bytes,
         )
-        self._to(effect.peer, TasksRecall(effect.job, rows))
 
     def _moved(self, effect: dispatch.Moved) -> None:
         job = self.jobs[effect.job]
-        unrun = Attempt(effect.peer, Outcome.RETURNED_UNRUN, 0.0, "moved to another peer before it had begun")
+        unrun = Attempt(
+            coordinator_of(effect.peer), Outcome.RETURNED_UNRUN, 0.0, "moved to another peer before it had begun"
+        )
         job.attempts.extend((task, unrun) for task in effect.tasks)
         self._log.info(
             "tasks moved", job=format_job_id(effect.job), peer=short_peer_id(effect.peer), tasks=len(effect.tasks)
         )
 
     def _close_at(self, effect: dispatch.CloseAt) -> None:
-        self._to(effect.peer, JobClose(effect.job))
+        super()._close_at(effect)
+        if is_seat(effect.peer):
+            self.seats.close(effect.job, effect.peer)
 
     def _completed(self, effect: dispatch.Completed) -> None:
         job = self.jobs[effect.job]
         added: list[TaskIndex] = []
-        job.recording.batch(effect.reports)
+        if not is_seat(effect.reports[0][1]):
+            # What a whole community did says nothing of one peer.
+            job.recording.batch(effect.reports)
         for report, peer in effect.reports:
             payload, wall_us = job.staged.pop((report.task, report.attempt, peer))
-            row = ResultRow(report.task, report.outcome, payload, peer, wall_us)
+            row = ResultRow(report.task, report.outcome, payload, job.worker_of(report, peer), wall_us)
             if job.keys:
                 self.answers.keep(job, row)
             try:
@@ -500,7 +477,7 @@ class Origin:
 
     def _not_returned(self, job: OriginJob, row: ResultRow) -> tuple[TaskIndex, ...]:
         """A task ended for good without a value: it ends the job, or is left out."""
-        detail = "" if row.outcome in _ENCODED_FAILURES else _text(row.payload)
+        detail = "" if row.outcome in ENCODED_FAILURES else text_of(row.payload)
         self._note_failure(job, row.index, row.outcome, detail, row.peer, bytes(row.payload), ())
         if job.spec.options.on_error is OnError.SKIP:
             if row.index >= REDUCE_BASE:
@@ -523,7 +500,7 @@ class Origin:
         history: tuple[str, ...],
     ) -> None:
         job.attempts.append((TaskIndex(task), Attempt(peer, outcome, 0.0, detail)))
-        encoded = payload if outcome in _ENCODED_FAILURES else b""
+        encoded = payload if outcome in ENCODED_FAILURES else b""
         job.failure = FailureInfo(task, outcome, encoded, self._peer_name(peer), detail, history)
 
     def _given_up(self, effect: dispatch.GivenUp) -> None:
@@ -534,9 +511,9 @@ class Origin:
             for number, attempt in enumerate(effect.history, 1)
         )
         last = effect.history[-1] if effect.history else None
-        peer = last.peer if last is not None else PeerId(b"")
+        peer = coordinator_of(last.peer) if last is not None else PeerId(b"")
         detail = last.detail if last is not None else ""
-        if last is not None:
+        if last is not None and not is_seat(last.peer):
             job.recording.attempt(effect.task, last.peer, last.outcome, last.wall_s)
             self._records.told(effect.job, job.recording, job.input_bytes_each)
         self._note_failure(job, effect.task, effect.outcome, detail, peer, b"", history)
@@ -555,8 +532,9 @@ class Origin:
 
     def _retried(self, effect: dispatch.TaskRetried) -> None:
         job = self.jobs[effect.job]
-        job.attempts.append((effect.task, Attempt(effect.peer, effect.outcome, 0.0, "tried again")))
-        job.recording.attempt(effect.task, effect.peer, effect.outcome)
+        job.attempts.append((effect.task, Attempt(coordinator_of(effect.peer), effect.outcome, 0.0, "tried again")))
+        if not is_seat(effect.peer):
+            job.recording.attempt(effect.task, effect.peer, effect.outcome)
         self._records.told(effect.job, job.recording, job.input_bytes_each)
         self._log.info(
             "task is tried again",
@@ -609,11 +587,13 @@ class Origin:
             tasks_total=self._total(job, machine),
             tasks_running=0,
             tasks_done=machine.tasks_done + job.cached,
+            done_by_peer=job.done_by_peer(machine.done_by_peer),
             tasks_cached=job.cached,
         )
         failure = job.failure if state is not JobState.SUCCEEDED else None
         job.end = JobEnd(state, result, failure, progress, tuple(sorted(job.skipped)))
         job.release()
+        self.seats.ended(effect.job)
         self._records.ended(effect.job, job.recording, job.input_bytes_each)
         if job.stop_reading is not None:
             job.stop_reading()
@@ -655,18 +635,3 @@ class Origin:
         for name in ended[: max(0, len(ended) - limits.ENDED_JOBS_KEPT)]:
             del self.jobs[name]
             self._pump.feed(dispatch.JobForgotten(name))
-
-
-def _text(payload: bytes | bytearray | memoryview) -> str:
-    return bytes(payload[: limits.TRACEBACK_CHARS_MAX]).decode("utf-8", "replace")
-
-
-def _is_readable(payload: bytes | bytearray | memoryview) -> bool:
-    """Whether `payload` is an encoded value, or might be one for its submitter; nothing in it is believed or run."""
-    try:
-        decode(payload)
-    except ProtocolError:
-        return False
-    except (ResultRefusedError, BlobMissingError):
-        return True
-    return True

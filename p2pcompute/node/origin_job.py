@@ -13,10 +13,13 @@ from p2pcompute.jobs.reduce import ReducePlan
 from p2pcompute.jobs.request_cache import RequestKey
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, JobError, UsageError
-from p2pcompute.model.ids import REDUCE_BASE, BlobId, PeerId, TaskIndex
-from p2pcompute.model.job import Aggregation, Attempt, Payload
+from p2pcompute.model.ids import REDUCE_BASE, BlobId, PeerId, TaskIndex, coordinator_of, is_seat
+from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, Attempt, Payload, TaskReport
+from p2pcompute.node.dispatching import Staged
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
+from p2pcompute.node.partials import PartialValue
 from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.wire.messages import Results
 
 #: Places of the entries in a program's list of entries.
 MAP_ENTRY, REDUCE_ENTRY = 0, 1
@@ -89,7 +92,16 @@ class OriginJob:
         self.stop_reading: Callable[[], object] | None = None
         self.message = ""
         #: Results that arrived and wait for the machine's word on whether they count.
-        self.staged: dict[tuple[TaskIndex, int, PeerId], tuple[bytes | bytearray | memoryview, int]] = {}
+        self.staged: Staged = {}
+        #: How many tasks of coordinators ran where, by their word.
+        self._computed: dict[PeerId, int] = {}
+        #: Where results of coordinators were computed, by (task, attempt), by their word.
+        self.workers: dict[tuple[TaskIndex, int], PeerId] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether results still matter."""
+        return self.end is None
 
     # --- inputs ---------------------------------------------------------------------------------------------------------
 
@@ -184,6 +196,56 @@ class OriginJob:
         self.stream.put([row])
         return ()
 
+    def merged(self, value: PartialValue) -> tuple[TaskIndex, ...]:
+        """A partial aggregate is counted, with all tasks that it names; reductions that this makes possible. Raises JobError."""
+        for task, _ in value.rows:
+            self._forget(task)
+        added: list[TaskIndex] = []
+        if self._plan is not None:
+            for node, encoded in value.nodes:
+                self._partials[node] = encoded
+                added.extend(self._reductions(self._plan.placed(node)))
+            # Leaves under a merged value were taken with it, not one by one as in `_reductions`.
+            self.stream.taken(len(value.rows) - sum(node < REDUCE_BASE for node, _ in value.nodes))
+        else:
+            assert self._aggregator is not None
+            self._aggregator.merge(value.state)
+            self.stream.taken(len(value.rows))
+        return tuple(added)
+
+    def note_workers(self, message: Results) -> None:
+        """Where the coordinator that sends this says that its rows were computed."""
+        if len(message.by) != len(message.rows) or any(place >= len(message.peers) for place in message.by):
+            return
+        for row, place in zip(message.rows, message.by, strict=True):
+            if row[2] in FINAL_OUTCOMES:
+                self.workers[TaskIndex(row[0]), row[1]] = PeerId(message.peers[place])
+
+    def computed_at(self, seat: PeerId, workers: Sequence[tuple[bytes, int]], count: int) -> None:
+        """`count` tasks of a partial aggregate ran at `workers`, by its coordinator's word."""
+        if sum(number for _, number in workers) != count:
+            workers = ((coordinator_of(seat), count),)
+        for peer, number in workers:
+            self._computed[PeerId(peer)] = self._computed.get(PeerId(peer), 0) + number
+
+    def done_by_peer(self, rows: Sequence[tuple[PeerId, int]]) -> tuple[tuple[PeerId, int], ...]:
+        """The machine's counts, with those of seats as what their coordinators said of them."""
+        if not self._computed:
+            return tuple(rows)
+        counts = dict(self._computed)
+        for peer, count in rows:
+            if not is_seat(peer):
+                counts[peer] = counts.get(peer, 0) + count
+        return tuple(sorted(counts.items()))
+
+    def worker_of(self, report: TaskReport, peer: PeerId) -> PeerId:
+        """Where an attempt ran: for a seat, what its coordinator said of it, once."""
+        if not is_seat(peer):
+            return peer
+        worker = self.workers.pop((report.task, report.attempt), coordinator_of(peer))
+        self._computed[worker] = self._computed.get(worker, 0) + 1
+        return worker
+
     def left_out(self, row: ResultRow) -> tuple[TaskIndex, ...]:
         """A task failed for good and is left out of the answer."""
         task = TaskIndex(row.index)
@@ -224,6 +286,7 @@ class OriginJob:
         self._partials.clear()
         self.keys.clear()
         self.staged.clear()
+        self.workers.clear()
         self._store.release_all(self.spec.job)
 
     # --- inner --------------------------------------------------------------------------------------------------------

@@ -22,16 +22,18 @@ from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
-from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
-from p2pcompute.model.job import JobOptions
-from p2pcompute.model.peer import Address, PeerView, Role
+from p2pcompute.model.ids import BlobId, PeerId, coordinator_of, is_seat, short_peer_id
+from p2pcompute.model.peer import Address, PeerView
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
-from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.channels import LinkChannel
+from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
+from p2pcompute.node.coordinator import Coordinator
+from p2pcompute.node.delegating import Delegating
 from p2pcompute.node.door import Door
-from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
+from p2pcompute.node.facts import view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
@@ -41,7 +43,7 @@ from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
 from p2pcompute.node.origin import Origin
-from p2pcompute.node.overlay_peer import SAMPLE_INTERVAL_S, OverlayParts, OverlayPeer, overlay_settings
+from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
@@ -55,12 +57,14 @@ from p2pcompute.wire.membership import Membership, Trust
 from p2pcompute.wire.messages import (
     BlobMissing,
     BlobWant,
+    CommunityGrant,
     Grant,
     JobAccept,
     JobClose,
     JobOpen,
     JobRefuse,
     Message,
+    Partial,
     Renewals,
     Results,
     Revocations,
@@ -86,7 +90,7 @@ RENEWAL_PAUSE_MIN_S = 0.5
 #: How long saying goodbye may take.
 GOODBYE_TIMEOUT_S = 2.0
 
-_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews)
+_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews, CommunityGrant, Partial)
 _FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 Watcher = Callable[[str, PeerId, str], None]
@@ -207,6 +211,7 @@ class Peer(Door):
             self._log,
             slots=slots,
             isolation=isolation(),
+            trust=lambda: self.identity.trust,
         )
         pool = WorkerPool(self.lender, self._clock, PoolSettings(memory_bytes=self.config.memory_bytes))
         if slots:
@@ -214,14 +219,15 @@ class Peer(Door):
             stack.push_async_callback(pool.stop)
         stack.callback(self.lender.stop)
         self.lender.start(pool)
-        to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
-        to_lender.deliver = self.lender.message
-        to_origin.deliver = self.origin.message
-        self.origin.seek = self._seek
+        self.coordinator = Coordinator(self._blobs, self._supervisor, self._clock, self._log, self.records.registry)
+        stack.callback(self.coordinator.stop)
+        self.community = Community(
+            self.own, self._blobs, self.exchange, self.origin, self.coordinator, self.lender, self.place_of
+        )
+        self.origin.seats.delegating = Delegating(self.identity, self._clock, self._entropy_source)
         self.origin.holders = Holders(lambda: self.handles.sizes)
         self.exchange.on_served = self.origin.sent_blob
-        self._to_own_lender = to_lender
-        self._offer_self()
+        self.community.offer_self()
 
     async def _start_overlay(self, stack: contextlib.AsyncExitStack, key: PeerKey) -> None:
         parts = OverlayParts(
@@ -238,7 +244,9 @@ class Peer(Door):
         )
         self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
         self.overlay = self.side.overlay
+        self.community.attach(self.overlay)
         self.origin.misdeed = self.overlay.misdeed
+        self.coordinator.misdeed = self.overlay.misdeed
         self.admission = Admission(
             self.identity,
             self.network,
@@ -275,14 +283,14 @@ class Peer(Door):
 
     def _worth(self, link: Link) -> float | None:
         """How useful a link is; None: work runs over it."""
-        if self.lender.works_for(link.peer) or self.origin.uses(link.peer):
+        if self.lender.works_for(link.peer) or self.origin.uses(link.peer) or self.coordinator.uses(link.peer):
             return None
         entry = self.view.entry(link.peer)
         slots = entry.record.slots if entry is not None else 0
         return min(slots, 64) / 64 + 1.0 / (1.0 + (link.rtt_s or 1.0))
 
     def _start_services(self) -> None:
-        self._supervisor.service("offers", self._keep_offering)
+        self._supervisor.service("offers", self.community.keep_offering)
         self._supervisor.service("records", self.records.run)
         self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
@@ -298,12 +306,9 @@ class Peer(Door):
             watch = await self._offload.run(_load_topology_watch)
             # Whoever else waited for the same may have been first.
             self._topology = self._topology or watch(
-                lambda: self.view, self.own, self._clock, self._offload, self._mapped
+                lambda: self.view, self.own, self._clock, self._offload, self.community.mapped
             )
         return self._topology
-
-    def _mapped(self, shape: NetworkShape) -> None:
-        self.origin.mapped(shape.adjacency)
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
@@ -359,7 +364,9 @@ class Peer(Door):
         return await self._offload.run(lambda: report(shape, view, self.network.name))
 
     def name_of(self, peer: PeerId) -> str:
-        """What people call a peer: its name, with its short id where two share a name."""
+        """What people call a peer: its name, with its short id where two share a name; a seat by its coordinator."""
+        if is_seat(peer):
+            return f"the community of {self.name_of(coordinator_of(peer))}"
         if peer == self.peer_id:
             return self.own.record.name
         entry = self.overlay.view.entry(peer)
@@ -390,39 +397,26 @@ class Peer(Door):
         """Called by the overlay."""
         self.admission.greet(link)
         self.lender.linked(LinkChannel(link, self.exchange))
-        self._offer(link)
-
-    def _offer(self, link: Link) -> None:
-        entry = self.overlay.view.entry(link.peer)
-        if entry is None or Role.COMPUTE not in link.admission.roles or entry.record.slots == 0:
-            return
-        self.origin.peer_usable(
-            LinkChannel(link, self.exchange), facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
-        )
-
-    def _offer_self(self) -> None:
-        if self.own.record.slots:
-            self.origin.peer_usable(self._to_own_lender, own_facts(self.own.record, self.place_of(self.peer_id)))
-
-    def _seek(self, options: JobOptions) -> None:
-        """Link peers that a job could use, of those that are known."""
-        for peer in peers_to_seek(self.view, self.overlay.hub.links, options.requirements):
-            self.overlay.want_link(peer)
+        self.community.offer(link)
 
     def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
         """Called by the overlay."""
         current = self.overlay.hub.links.get(link.peer)
         if current is not None and current is not link:
             return
-        self.origin.peer_gone(link.peer, str(error) if error is not None else "it left")
+        reason = str(error) if error is not None else "it left"
+        self.community.gone(link.peer, reason)
         self.lender.origin_gone(link.peer)
 
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
+        channel = LinkChannel(link, self.exchange)
+        if self.community.message(channel, message):
+            return
         if isinstance(message, _FOR_ORIGIN):
-            self.origin.message(LinkChannel(link, self.exchange), message)
+            self.origin.message(channel, message)
         elif isinstance(message, _FOR_LENDER):
-            self.lender.message(LinkChannel(link, self.exchange), message)
+            self.lender.message(channel, message)
         elif isinstance(message, (BlobWant, BlobMissing)):
             self.exchange.message(link, message)
 
@@ -438,19 +432,11 @@ class Peer(Door):
         if kind in ("peer_appeared", "peer_suspected"):
             link = self.overlay.hub.links.get(peer)
             if link is not None:
-                self._offer(link)
+                self.community.offer(link)
         for watcher in list(self._watchers):
             watcher(kind, peer, text)
 
     # --- services -------------------------------------------------------------------------------------------------------
-
-    async def _keep_offering(self) -> None:
-        while True:
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
-            self.origin.located(self.place_of(self.peer_id).community)
-            self._offer_self()
-            for link in self.overlay.hub.links.values():
-                self._offer(link)  # round trips and scores change
 
     async def _keep_renewing(self) -> None:
         while True:

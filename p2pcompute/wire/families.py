@@ -16,6 +16,7 @@ from p2pcompute.wire.messages import (
     BlobMissing,
     BlobWant,
     Call,
+    CommunityGrant,
     EchoWant,
     Fault,
     Feed,
@@ -29,12 +30,14 @@ from p2pcompute.wire.messages import (
     JobRefuse,
     Message,
     Notice,
+    Partial,
     Ping,
     Pong,
     Records,
     Renewals,
     Results,
     Revocations,
+    ShareOpen,
     SuspectAnswer,
     SuspectQuery,
     TaskNews,
@@ -51,8 +54,8 @@ GOSSIP_MESSAGES: tuple[type[Message], ...] = (Records, *GOSSIP_ONLY)
 #: What may cross a link between peers.
 LINK_MESSAGES: tuple[type[Message], ...] = (
     Hello, Goodbye, Ping, Pong, Records, Revocations, Renewals, SuspectQuery, SuspectAnswer, JobOpen, JobAccept, JobRefuse,
-    Grant, Tasks, Results, TasksCancel, TasksRecall, JobClose, TaskNews, BlobWant, BlobMissing, EchoWant, *GOSSIP_ONLY,
-    *REACHING_MESSAGES,
+    Grant, Tasks, Results, TasksCancel, TasksRecall, JobClose, TaskNews, ShareOpen, CommunityGrant, Partial,
+    BlobWant, BlobMissing, EchoWant, *GOSSIP_ONLY, *REACHING_MESSAGES,
 )  # fmt: skip
 #: What may cross a control socket.
 CONTROL_MESSAGES: tuple[type[Message], ...] = (Call, Feed, Notice, Answer, Fault, Hangup, Goodbye, Ping, Pong)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import ProtocolError
-from p2pcompute.model.ids import BLOB_ID_BYTES, JOB_ID_BYTES, NETWORK_ID_BYTES
+from p2pcompute.model.ids import BLOB_ID_BYTES, JOB_ID_BYTES, NETWORK_ID_BYTES, PEER_ID_BYTES
 from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.peer import Isolation
 from p2pcompute.wire.codec import (
@@ -30,9 +30,16 @@ from p2pcompute.wire.codec import (
 
 _JOB = Raw(JOB_ID_BYTES, JOB_ID_BYTES)
 _BLOB = Raw(BLOB_ID_BYTES, BLOB_ID_BYTES)
+_PEER = Raw(PEER_ID_BYTES, PEER_ID_BYTES)
 _TASK = Whole(0, 1 << 62)
 _ATTEMPT = Whole(0, 1_000_000)
 _OUTCOME = Converted(Whole(0, 255), Outcome, int)
+
+
+def _peer_or_nobody(peer: bytes) -> bytes:
+    if len(peer) not in (0, PEER_ID_BYTES):
+        raise ValueError(f"a peer's id has {PEER_ID_BYTES} bytes")
+    return peer
 
 
 class _PayloadCheck(Check):
@@ -166,7 +173,8 @@ class SuspectAnswer(Message):
 class JobOpen(Message):
     """Origin to lender: may I send tasks of this job? Answered by JobAccept or JobRefuse.
 
-    The lender fetches the program (a blob) before it accepts. `slots_wanted`: how many tasks at a time would be useful.
+    The lender fetches the program (a blob) before it accepts. `delegation`: where the sender only coordinates, what the true origin
+    signed for it (`delegation.py`); `job` is the share then. Without one the sender is the origin.
     """
 
     kind: ClassVar[int] = 20
@@ -178,6 +186,7 @@ class JobOpen(Message):
     timeout_s: Annotated[float | None, Maybe(Real(0, 1e9))] = None
     memory_bytes: Annotated[int | None, Maybe(Whole(0, 1 << 60))] = None
     epoch: Annotated[int, Whole()] = 0
+    delegation: Annotated[bytes, Raw(limits.DELEGATION_BYTES_MAX)] = b""
     unknown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -192,7 +201,11 @@ class JobAccept(Message):
 
 @dataclass(frozen=True, slots=True)
 class JobRefuse(Message):
-    """Lender to origin: not here. `reason`: "role", "module", "bundle", "busy", "none-lent"; `module`: the one that is missing."""
+    """Lender to origin: not here, or not any more. `module`: the one that is missing.
+
+    `reason`: "role", "module", "bundle", "busy", "none-lent"; to a coordinator also "delegation" (what the origin signed does not
+    hold, or not for this) and "fenced" (the origin has given the work to another coordinator since).
+    """
 
     kind: ClassVar[int] = 22
     job: Annotated[bytes, _JOB]
@@ -203,10 +216,15 @@ class JobRefuse(Message):
 
 @dataclass(frozen=True, slots=True)
 class Grant(Message):
-    """Lender to origin: so many slots are yours now, over all your jobs. Replaces the grant before."""
+    """Lender to origin: so many slots are yours now, over all your jobs. Replaces the grant before.
+
+    `origin`: to a coordinator, whose shares alone these slots are for: the id of their true origin. Empty: they are for the
+    receiver's own jobs.
+    """
 
     kind: ClassVar[int] = 23
     slots: Annotated[int, Whole(0, 1 << 20)]
+    origin: Annotated[bytes, Converted(Raw(PEER_ID_BYTES), _peer_or_nobody, bytes)] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +244,8 @@ class Results(Message):
     """Lender to origin: rows of (task, attempt, outcome, wall microseconds, payload).
 
     The payload is the encoded result for RETURNED, the encoded failure (`execution/values.py`) for RAISED and
-    UNSHIPPABLE, and a UTF-8 sentence for every other outcome.
+    UNSHIPPABLE, and a UTF-8 sentence for every other outcome; empty for MERGED. A coordinator says in `peers` where rows were
+    computed, and in `by` which of these each row is of, by place; empty where it is the lender itself.
     """
 
     kind: ClassVar[int] = 25
@@ -235,6 +254,8 @@ class Results(Message):
         tuple[tuple[int, int, Outcome, int, Payload], ...],
         Many(Row((_TASK, _ATTEMPT, _OUTCOME, Whole(), PAYLOAD)), limits.BATCH_TASKS_MAX),
     ]
+    peers: Annotated[tuple[bytes, ...], Many(_PEER, limits.SHARE_MEMBERS_MAX)] = ()
+    by: Annotated[tuple[int, ...], Many(Whole(0, limits.SHARE_MEMBERS_MAX), limits.BATCH_TASKS_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +298,60 @@ class TaskNews(Message):
     output: Annotated[
         tuple[tuple[int, int, bytes], ...],
         Many(Row((_TASK, Whole(1, 2), Raw(limits.TASK_OUTPUT_BYTES_MAX))), limits.BATCH_TASKS_MAX),
+    ] = ()
+
+
+# --- coordination -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShareOpen(Message):
+    """Origin to coordinator: dispatch a share of my job among `members`, as a job of its own. Answered by JobAccept or JobRefuse; what
+    follows both ways is as between origin and lender, with `share` for the job, and CommunityGrant and Partial beside.
+
+    `aggregation`: how results may be merged here, "none" where each must come by itself. `options`: those of the job that matter to
+    the dispatch machine, as documents have them. `delegation`: signed, for the members (`wire/delegation.py`).
+    """
+
+    kind: ClassVar[int] = 30
+    share: Annotated[bytes, _JOB]
+    program: Annotated[bytes, _BLOB]
+    program_bytes: Annotated[int, Whole(0, limits.PROGRAM_BYTES_MAX)]
+    name: Annotated[str, Text()]
+    aggregation: Annotated[str, Text(32)]
+    members: Annotated[tuple[bytes, ...], Many(_PEER, limits.SHARE_MEMBERS_MAX)]
+    options: Annotated[dict[str, Any], Plain()] = field(default_factory=dict)
+    delegation: Annotated[bytes, Raw(limits.DELEGATION_BYTES_MAX)] = b""
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CommunityGrant(Message):
+    """Coordinator to origin: so many slots of the community are yours now, over all your shares here. Replaces the grant before;
+    said again while a share has work that sends no results, so that silence means something."""
+
+    kind: ClassVar[int] = 31
+    slots: Annotated[int, Whole(0, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class Partial(Message):
+    """Coordinator to origin: what these tasks came to, merged: rows of (first task, how many neighbours, attempt of all of them).
+
+    The payload is encoded: for a reduction rows of [number of the merged value in the tree, value], else the aggregator's
+    partial. `workers`: (peer, how many of the tasks it ran).
+    """
+
+    kind: ClassVar[int] = 32
+    job: Annotated[bytes, _JOB]
+    number: Annotated[int, Whole(0, 1 << 32)]
+    rows: Annotated[
+        tuple[tuple[int, int, int], ...],
+        Many(Row((_TASK, Whole(1, limits.PARTIAL_TASKS_MAX), _ATTEMPT)), limits.BATCH_TASKS_MAX),
+    ]
+    payload: Annotated[Payload, PAYLOAD]
+    workers: Annotated[
+        tuple[tuple[bytes, int], ...], Many(Row((_PEER, Whole(0, limits.PARTIAL_TASKS_MAX))), limits.SHARE_MEMBERS_MAX)
     ] = ()
 
 

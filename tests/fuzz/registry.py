@@ -39,6 +39,7 @@ from p2pcompute.wire import (
     chain,
     codec,
     datagram,
+    delegation,
     families,
     framing,
     gossip,
@@ -218,6 +219,10 @@ def _admit_under(issuer: bytes) -> object:
     return network.membership.trust(None).admit(network.membership.leaf, [issuer], ws.NOW_WALL, expected=None)
 
 
+def _read_delegation(data: bytes) -> object:
+    return delegation.read_delegation(data, ws.network().membership.trust(None), ws.NOW_WALL)
+
+
 def _renewed_der() -> list[bytes]:
     return [ws.network().renewed]
 
@@ -333,6 +338,14 @@ DECODERS: dict[str, Decoder] = {
     "p2pcompute.wire.membership.Trust.admit (the invitation)": Decoder(_admit_under, _members_chain, _ADMISSION),
     "p2pcompute.wire.membership.Trust.renewal": Decoder(
         lambda data: ws.network().membership.trust(None).renewal(data, ws.NOW_WALL), _renewed_der, _ADMISSION
+    ),
+    "p2pcompute.wire.delegation.read_delegation": Decoder(_read_delegation, ws.delegations, _ADMISSION),
+    # Whatever the documents say, the origin itself has signed it: the damage gets past the signatures.
+    "p2pcompute.wire.delegation.read_delegation (the manifest)": Decoder(
+        lambda data: _read_delegation(ws.delegation_of(data, None)), lambda: [ws.delegation_documents()[0]], _ADMISSION
+    ),
+    "p2pcompute.wire.delegation.read_delegation (the share)": Decoder(
+        lambda data: _read_delegation(ws.delegation_of(None, data)), lambda: [ws.delegation_documents()[1]], _ADMISSION
     ),
     "p2pcompute.wire.revocation.RevocationList.open": Decoder(
         lambda data: RevocationList.open(data, [ws.network().authority.certificate]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ import numpy
 from p2pcompute.execution import program, values, worker_protocol
 from p2pcompute.membership.beacons import Beacon
 from p2pcompute.model.capability import Capability, Gpu
-from p2pcompute.model.ids import PeerId
+from p2pcompute.model.ids import JobId, PeerId, ProgramId, peer_id_of
 from p2pcompute.model.peer import Address, Edge, Role
 from p2pcompute.net import control_frames
 from p2pcompute.wire import families, framing, gossip, messages, record
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.beacon import network_tag, sign_beacon, view_hash
+from p2pcompute.wire.delegation import DELEGATION_CONTEXT, MANIFEST_CONTEXT, Delegation, Manifest, delegate
 from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.invitation import Invitation
 from p2pcompute.wire.membership import Membership
@@ -92,7 +94,9 @@ class SampleNetwork:
     admin: Invitation
     invitation: Invitation
     under_admin: Invitation
+    key: PeerKey
     membership: Membership
+    guest_key: PeerKey
     other: Membership
     renewed: bytes
     successor: Authority
@@ -115,17 +119,55 @@ def network() -> SampleNetwork:
     addresses = (Address("10.0.0.1", 9876), Address("host.example", 9876))
     invitation = authority.invite(now_wall=NOW_WALL, entropy=entropy, addresses=addresses)
     under_admin = admin.invite(roles=frozenset({Role.SUBMIT}), now_wall=NOW_WALL, entropy=entropy)
+    key, guest_key = PeerKey.generate(entropy), PeerKey.generate(entropy)
     return SampleNetwork(
         authority,
         admin,
         invitation,
         under_admin,
-        Membership.mint(PeerKey.generate(entropy), invitation, NOW_WALL, entropy),
-        Membership.mint(PeerKey.generate(entropy), under_admin, NOW_WALL, entropy),
+        key,
+        Membership.mint(key, invitation, NOW_WALL, entropy),
+        guest_key,
+        Membership.mint(guest_key, under_admin, NOW_WALL, entropy),
         authority.renew(invitation.chain[0], NOW_WALL + DAY_S, 500 * DAY_S, entropy),
         authority.successor(entropy, NOW_WALL),
         authority.revoke(None, invitations=[admin.id], now_wall=NOW_WALL),
     )
+
+
+def delegated() -> tuple[SampleNetwork, Manifest, Delegation]:
+    """A share of a job of the network's second peer, whose papers are the longest, for its first."""
+    made = network()
+    manifest = Manifest(
+        JobId(b"j" * 12), made.membership.network, ProgramId(b"p" * 32), 100, 5, 2.5, 1 << 30, NOW_WALL + 60
+    )
+    coordinator = peer_id_of(made.membership.public_key)
+    return made, manifest, Delegation(JobId(b"s" * 12), coordinator, 3, 1_000, NOW_WALL + 60)
+
+
+def delegations() -> list[bytes]:
+    """Signed delegations under short and long papers."""
+    made, manifest, share = delegated()
+    guest = delegate(made.guest_key, made.other, manifest, share)
+    plain = dataclasses.replace(manifest, timeout_s=None, memory_bytes=None)
+    return [guest, delegate(made.key, made.membership, plain, dataclasses.replace(share, epoch=0))]
+
+
+def delegation_documents() -> tuple[bytes, bytes]:
+    """The manifest and the delegation of the first of them, without signatures."""
+    parts = msgpack.unpackb(delegations()[0])
+    return parts[2], parts[4]
+
+
+def delegation_of(manifest: bytes | None, share: bytes | None) -> bytes:
+    """These documents, None for the valid one, bound to each other and signed by the origin."""
+    version, papers, whole, _, given, _ = msgpack.unpackb(delegations()[0])
+    said = whole if manifest is None else manifest
+    if share is None:
+        share = msgpack.packb({**msgpack.unpackb(given), "manifest": hashlib.sha256(said).digest()})
+    key, end = network().guest_key, bytes([version])
+    signatures = key.sign(MANIFEST_CONTEXT + end, said), key.sign(DELEGATION_CONTEXT + end, share)
+    return msgpack.packb([version, papers, said, signatures[0], share, signatures[1]])
 
 
 def frames() -> list[bytes]:

@@ -50,7 +50,7 @@ def sample(check: codec.Check, rng: random.Random) -> Any:
                 return rng.choice(list(Isolation))
             if from_plain is address.told_address:
                 return Address(rng.choice(["10.1.2.3", "8.8.8.8", "2a00:1450::1"]), rng.randrange(1, 65536))
-            if isinstance(check.inner, codec.Row):
+            if isinstance(check.inner, (codec.Row, codec.Raw)):
                 return _converted(check.inner, from_plain, rng)
         case codec.Plain():
             return rng.choice([1, 2.5, "text", b"bytes", True, [1, [2]], {"key": {"inner": b"x"}}, {}])
@@ -58,7 +58,7 @@ def sample(check: codec.Check, rng: random.Random) -> Any:
 
 
 def _converted(inner: codec.Check, from_plain: Callable[[Any], Any], rng: random.Random) -> Any:
-    """What the first row that means something means."""
+    """What the first value that means something means."""
     while True:
         try:
             return from_plain(sample(inner, rng))

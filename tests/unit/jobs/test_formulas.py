@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2pcompute.jobs.credit import tail_depth, tasks_to_send, worth_a_look
 from p2pcompute.jobs.dispatch_events import Refusal
-from p2pcompute.jobs.fairness import divide, weight_of, worker_batch
+from p2pcompute.jobs.fairness import divide, divide_by_account, weight_of, worker_batch
 from p2pcompute.jobs.openings import is_hopeless, refusal_pause_s, returned_pause_s
 from p2pcompute.jobs.plan import Candidate, expected_finish_s, fastest_first
 from p2pcompute.jobs.retries import failed_at, is_given_up
@@ -241,6 +241,34 @@ def test_divided_slots_are_all_the_slots(slots: int, rows: list[tuple[int, bool]
     if active:
         assert sum(active) >= slots or len(active) > slots
         assert sum(active) <= slots + len(active)
+
+
+@given(
+    st.integers(0, 50),
+    st.lists(st.lists(st.tuples(st.integers(1, 10), st.booleans()), min_size=1, max_size=5), max_size=5),
+)
+def test_an_account_gets_the_same_however_many_borrow_for_it(
+    slots: int, accounts: list[list[tuple[int, bool]]]
+) -> None:
+    def name(account: int, borrower: int) -> PeerId:
+        return PeerId(bytes([account, borrower]) * 16)
+
+    rows = [
+        (name(number, 99), [(name(number, each), *row) for each, row in enumerate(borrowers)])
+        for number, borrowers in enumerate(accounts)
+    ]
+    together = divide(
+        slots, [(account, max(row[1] for row in own), any(row[2] for row in own)) for account, own in rows]
+    )
+    divided = divide_by_account(slots, rows)
+    assert set(divided) == {borrower for _, own in rows for borrower, _, _ in own}
+    for account, own in rows:
+        parts = [divided[borrower] for borrower, _, _ in own]
+        assert min(parts) >= min(slots, 1)
+        active = [divided[borrower] for borrower, _, has_work in own if has_work]
+        if active:
+            assert together[account] <= sum(active) < together[account] + len(active), "one each at least"
+        assert max(parts) <= together[account]
 
 
 @pytest.mark.parametrize(("priority", "wanted"), [(0, 1), (5, 6), (9, 10), (-3, 1), (99, 10)])

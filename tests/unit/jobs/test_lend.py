@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -13,14 +13,20 @@ from p2pcompute.jobs import lend as m
 from p2pcompute.jobs.assigning import IDLE_WORKER_S
 from p2pcompute.jobs.fairness import ACTIVE_S, TENURE_S
 from p2pcompute.model import limits
-from p2pcompute.model.ids import JobId, PeerId, ProgramId
+from p2pcompute.model.ids import JobId, PeerId, ProgramId, borrower_id_of
 from p2pcompute.model.job import Outcome
 
 A, B = PeerId(b"a" * 32), PeerId(b"b" * 32)
+#: What coordinators borrow for A.
+A1, A2, A3 = (borrower_id_of(A, PeerId(bytes([number]) * 32)) for number in (1, 2, 3))
 JOB, OTHER = JobId(b"j" * 12), JobId(b"k" * 12)
 P, Q = ProgramId(b"p" * 32), ProgramId(b"q" * 32)
 E = TypeVar("E", bound=m.Effect)
 Row = tuple[int, int]
+
+
+def account_of(origin: PeerId) -> PeerId | None:
+    return A if origin in (A1, A2, A3) else None
 
 
 class World:
@@ -68,7 +74,7 @@ class World:
         return [effect for effect in self.said if isinstance(effect, kind)]
 
     def open(self, origin: PeerId = A, job: JobId = JOB, program: ProgramId = P, priority: int = 5) -> None:
-        self.feed(m.OriginOpened(origin, job, program, priority, None, None))
+        self.feed(m.OriginOpened(origin, job, program, priority, None, None, account_of(origin)))
 
     def tasks(self, count: int, origin: PeerId = A, job: JobId = JOB, first: int = 0) -> None:
         self.feed(m.TasksArrived(origin, job, tuple((number, 1) for number in range(first, first + count))))
@@ -163,6 +169,97 @@ def test_origins_take_turns() -> None:
                 world.end(worker, wall_s=0.5)
     assert sum(done.values()) >= 50
     assert abs(done[A] - done[B]) <= 4, done
+
+
+def test_slots_are_divided_among_accounts_first() -> None:
+    world = World(slots=6)
+    world.open(B)
+    world.open(A1)
+    assert world.only(m.Grant) == [m.Grant(B, 3), m.Grant(A1, 3)] or world.only(m.Grant) == [
+        m.Grant(A1, 3),
+        m.Grant(B, 3),
+    ]
+    for coordinated in (A2, A3):
+        world.open(coordinated)
+        assert B not in [effect.origin for effect in world.only(m.Grant)], (
+            "another coordinator takes nothing from others"
+        )
+    world.open(A)
+    granted = {effect.origin: effect.slots for effect in world.only(m.Grant)}
+    assert granted == {A: 1}
+    world.feed(m.OriginGone(A), m.OriginGone(A2), m.OriginGone(A3))
+    assert {effect.origin: effect.slots for effect in world.only(m.Grant)}[A1] == 3
+    world.feed(m.OriginGone(A1))
+    assert world.only(m.Grant)[-1] == m.Grant(B, 6)
+
+
+def test_limits_are_of_the_account_whoever_coordinates() -> None:
+    world = World(slots=1)
+    for number in range(limits.JOBS_PER_ORIGIN_MAX):
+        world.open((A, A1, A2, A3)[number % 4], JobId(number.to_bytes(12, "big")))
+        assert not world.only(m.RefuseJob)
+    world.open(A1)
+    (refused,) = world.only(m.RefuseJob)
+    assert (refused.origin, refused.reason) == (A1, "busy")
+    full = World(slots=1)
+    full.open(A1)
+    full.open(A2)
+    full.tasks(limits.TASKS_QUEUED_PER_ORIGIN_MAX, A1)
+    full.tasks(2, A2)
+    assert [(effect.origin, len(effect.rows)) for effect in full.only(m.ReturnUnrun)] == [(A2, 1)], "one of A1 runs"
+
+
+def test_a_worker_serves_one_coordinator_of_one_origin() -> None:
+    world = World(slots=2)
+    for borrower in (A, A1, B):
+        world.open(borrower)
+        world.tasks(4, borrower)
+    served: dict[int, set[PeerId]] = {}
+    for _ in range(12):
+        for worker in sorted(world.hands):
+            if world.hands.get(worker):
+                served.setdefault(worker, set()).add(world.owner[worker])
+                world.end(worker, wall_s=1.0)
+    assert {frozenset(each) for each in served.values()} == {frozenset({each}) for each in (A, A1, B)}
+
+
+def seconds_of_work(slots: int, shares: dict[PeerId, float], until_s: float) -> dict[PeerId, float]:
+    """Seconds of work that each borrower got, tasks taking `shares` seconds each, while all of them always have more."""
+    world = World(slots)
+    for borrower in shares:
+        world.open(borrower)
+        world.tasks(int(slots * until_s / shares[borrower]), borrower)
+    got = dict.fromkeys(shares, 0.0)
+    #: When each busy worker ends what it has in hand.
+    ends: dict[int, float] = {}
+    begun = world.now
+    while world.now < begun + until_s:
+        for worker, rows in world.hands.items():
+            if rows and worker not in ends:
+                ends[worker] = world.now + len(rows) * shares[world.owner[worker]]
+        worker = min(ends, key=lambda each: (ends[each], each))
+        world.now = ends.pop(worker)
+        got[world.owner[worker]] += len(world.hands[worker]) * shares[world.owner[worker]]
+        world.end(worker, wall_s=shares[world.owner[worker]])
+    return got
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.lists(st.sampled_from([A, A1, A2, A3]), min_size=1, max_size=4, unique=True),
+    st.lists(st.sampled_from([0.1, 0.2, 0.4]), min_size=5, max_size=5),
+)
+def test_nobody_gains_by_using_several_coordinators(slots: int, borrowers: list[PeerId], task_s: list[float]) -> None:
+    until_s = 12.0
+    got = seconds_of_work(slots, dict(zip([*borrowers, B], task_s, strict=False)), until_s)
+    theirs = sum(got[borrower] for borrower in borrowers)
+    # What a worker may finish before its slot goes to others: its tenure, and a task on each side.
+    slack_s = slots * (TENURE_S + 2 * max(task_s))
+    assert abs(theirs - got[B]) <= slack_s, (got, slack_s)
+    if len(borrowers) > 1:
+        own = sorted(got[borrower] for borrower in borrowers)
+        assert own[-1] - own[0] <= slack_s + theirs / len(borrowers) / 4, "and they share among themselves"
 
 
 def test_an_idle_worker_of_another_program_makes_room() -> None:
@@ -296,8 +393,11 @@ def test_idle_workers_and_origins_are_forgotten() -> None:
         world.end(worker)
     world.feed(m.JobClosed(A, JOB))
     start = world.now
+    told: list[m.Forget] = []
     while world.machine.deadline() is not None:
         world.tick()
+        told += world.only(m.Forget)
+    assert told == [m.Forget(A)]
     assert world.now == start + IDLE_WORKER_S
     assert not world.hands
     world.open()
@@ -344,12 +444,12 @@ class LendWorld(RuleBasedStateMachine):
                 case m.Grant(_, slots):
                     assert 0 <= slots <= 3
 
-    @rule(origin=st.sampled_from([A, B]), job=st.sampled_from([JOB, OTHER]), program=st.sampled_from([P, Q]))
+    @rule(origin=st.sampled_from([A, B, A1]), job=st.sampled_from([JOB, OTHER]), program=st.sampled_from([P, Q]))
     def open(self, origin: PeerId, job: JobId, program: ProgramId) -> None:
         self.wanted.setdefault((origin, job), set())
-        self.feed(m.OriginOpened(origin, job, program, 5, None, None))
+        self.feed(m.OriginOpened(origin, job, program, 5, None, None, account_of(origin)))
 
-    @rule(origin=st.sampled_from([A, B]), job=st.sampled_from([JOB, OTHER]), count=st.integers(1, 30))
+    @rule(origin=st.sampled_from([A, B, A1]), job=st.sampled_from([JOB, OTHER]), count=st.integers(1, 30))
     def arrive(self, origin: PeerId, job: JobId, count: int) -> None:
         rows = tuple((number, 1) for number in range(self.next_row, self.next_row + count))
         self.next_row += count
@@ -396,12 +496,12 @@ class LendWorld(RuleBasedStateMachine):
             rows = data.draw(st.lists(st.sampled_from(sorted(self.wanted[origin, job])), min_size=1, max_size=5))
             self.feed(m.RecallAsked(origin, job, tuple(rows)))
 
-    @rule(origin=st.sampled_from([A, B]), job=st.sampled_from([JOB, OTHER]))
+    @rule(origin=st.sampled_from([A, B, A1]), job=st.sampled_from([JOB, OTHER]))
     def close(self, origin: PeerId, job: JobId) -> None:
         self.wanted.pop((origin, job), None)
         self.feed(m.JobClosed(origin, job))
 
-    @rule(origin=st.sampled_from([A, B]), really=st.integers(0, 3))
+    @rule(origin=st.sampled_from([A, B, A1]), really=st.integers(0, 3))
     def gone(self, origin: PeerId, really: int) -> None:
         if really == 0:
             for job in (JOB, OTHER):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from p2pcompute.model.errors import BlobMissingError
-from p2pcompute.model.ids import BlobId, PeerId
+from p2pcompute.model.ids import BlobId, PeerId, borrower_id_of
 from p2pcompute.model.peer import Role
 from p2pcompute.node.channels import connect_locally
-from p2pcompute.node.handles import Handles
+from p2pcompute.node.handles import Handles, handles_label
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
 from p2pcompute.wire.messages import Message
 
@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> Iterator[BlobStore]:
 
 
 def fetch(handles: Handles, origin: Origin, keep: bool = True) -> bytes:
-    return bytes(asyncio.run(handles.fetch(origin, BLOB, len(DATA), lambda: keep)))
+    return bytes(asyncio.run(handles.fetch(origin, origin.peer, BLOB, len(DATA), lambda: keep)))
 
 
 def test_what_an_origin_put_is_fetched_from_it_once(store: BlobStore) -> None:
@@ -100,7 +100,7 @@ def test_tasks_of_this_peer_get_what_was_put_here_and_nothing_else(store: BlobSt
     store.put(DATA, "the result of somebody else's task")
 
     async def ask() -> bytes:
-        return bytes(await handles.fetch(to_origin, BLOB, len(DATA), lambda: True))
+        return bytes(await handles.fetch(to_origin, to_origin.peer, BLOB, len(DATA), lambda: True))
 
     with pytest.raises(BlobMissingError, match="never put here, or was dropped"):
         asyncio.run(ask())
@@ -114,3 +114,35 @@ def test_tasks_of_this_peer_get_what_was_put_here_and_nothing_else(store: BlobSt
     with pytest.raises(BlobMissingError):
         asyncio.run(ask())
     assert store.has(BLOB)
+
+
+def test_tasks_that_this_peer_coordinates_get_nothing_of_its_own(store: BlobStore) -> None:
+    handles = Handles(store)
+    _, to_origin = connect_locally(PeerId(bytes(32)), store)
+    borrower = borrower_id_of(PeerId(b"o" * 32), to_origin.peer)
+    handles.put(DATA)
+
+    async def ask() -> bytes:
+        return bytes(await handles.fetch(to_origin, borrower, BLOB, len(DATA), lambda: True))
+
+    with pytest.raises(BlobMissingError):
+        asyncio.run(ask())
+    store.put(DATA, handles_label(borrower), BLOB)
+    assert asyncio.run(ask()) == DATA, "what was brought here for them"
+    handles.forget(borrower)
+    with pytest.raises(BlobMissingError):
+        asyncio.run(ask())
+
+
+def test_one_coordinators_origins_do_not_read_each_others_data(store: BlobStore) -> None:
+    handles, coordinator = Handles(store), Origin(1, DATA)
+    first, second = (borrower_id_of(PeerId(name * 32), coordinator.peer) for name in (b"a", b"b"))
+
+    def ask(borrower: PeerId) -> bytes:
+        return bytes(asyncio.run(handles.fetch(coordinator, borrower, BLOB, len(DATA), lambda: True)))
+
+    assert ask(first) == DATA
+    coordinator.blobs.clear()
+    assert ask(first) == DATA, "it is kept for who asked"
+    with pytest.raises(BlobMissingError):
+        ask(second)

@@ -18,8 +18,10 @@ from p2pcompute.node.seams import SystemClock, ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
 from p2pcompute.wire.messages import Grant, JobAccept, JobOpen, JobRefuse, Message, Results, Tasks, TasksRecall
+from tests.support.networks import make_member, make_network
 from tests.support.peers import until
 
+LENDER = make_member(make_network(), "lender")
 ORIGIN = PeerId(b"o" * 32)
 JOB = b"j" * 16
 PROGRAM = b"a program"
@@ -71,7 +73,9 @@ def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
         supervisor = Supervisor(log)
         await supervisor.start()
-        lender = Lender(store, supervisor, SystemClock(), offload, log, slots=2, isolation=Isolation.PROCESS)
+        lender = Lender(
+            store, supervisor, SystemClock(), offload, log, slots=2, isolation=Isolation.PROCESS, trust=LENDER.trust
+        )
         lender.start(FakePool())  # type: ignore[arg-type]
         try:
             await body(lender, store)

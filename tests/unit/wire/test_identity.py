@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2pcompute.model.errors import CorruptFileError
 from p2pcompute.model.ids import peer_id_of
+from p2pcompute.wire.delegation import DELEGATION_CONTEXT, MANIFEST_CONTEXT
 from p2pcompute.wire.identity import CONTEXTS, PeerKey, SigningKey, verify_signature
 from p2pcompute.wire.record import CONTEXT as RECORD_CONTEXT
 from tests.support.networks import SeededEntropy
@@ -53,7 +54,7 @@ def test_nonsense_is_no_signature(public_key: bytes, signature: bytes) -> None:
 
 
 def test_no_context_is_the_start_of_another() -> None:
-    contexts = [*CONTEXTS, RECORD_CONTEXT]
+    contexts = [*CONTEXTS, RECORD_CONTEXT, MANIFEST_CONTEXT, DELEGATION_CONTEXT]
     assert len(set(contexts)) == len(contexts)
     for one in contexts:
         assert one.endswith(b"\0")

@@ -1,0 +1,146 @@
+"""Jobs that span communities: which of them give other communities their share as a whole, who gets it, and how much at a time.
+
+A community's *seat* is a lender to the dispatch machine: its slots are those of the whole community, and behind it the coordinator,
+the community's key node, runs the same machine on what it is given (`node/coordinator.py`). Rules:
+
+- A job is given to seats where any peer may run it and every slot of the network has a task of it. Whoever asks for particular peers, by
+  requirements, money, preferences or a strategy, places each task itself.
+- A peer that a seat stands for gets nothing of the job directly. Seats that go or refuse are replaced by their stand-ins; where
+  none is left, the peers of the community are lenders like others.
+- A seat gets half of what would be fair of all that waits, in one message, and again when that runs low: few large shares
+  first, and small ones at the end, so that a community which is slower than it was thought to be holds up little (factoring: Hummel,
+  Schonberg and Flynn, 1992).
+- What a task came to may stay with the coordinator, merged with others (`Outcome.MERGED`): it is settled when a partial aggregate that
+  names it has come. A seat that goes takes nothing with it but time.
+
+Refuses to know: how communities are found, what a coordinator sends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2pcompute.model.ids import PeerId
+from p2pcompute.model.job import Aggregation, JobSpec
+from p2pcompute.model.placement import STRATEGY_DEFAULT, Coordination
+
+if TYPE_CHECKING:
+    from p2pcompute.jobs.leases import JobBook
+    from p2pcompute.jobs.roster import Roster
+
+#: Results of these can be merged by a coordinator; of CONCAT and CUSTOM every single one is needed, and NONE has no merging.
+MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Aggregation.MIN, Aggregation.REDUCE})
+#: A seat that has not answered an offer for so long is replaced; a large program over a slow link takes seconds.
+SEAT_PATIENCE_S = 30.0
+#: A seat that owes nothing but a partial aggregate, and has said nothing for so long, is replaced.
+PARTIAL_PATIENCE_S = 10.0
+#: Part of the fair share that a seat is given at once.
+AT_ONCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A community that is not this peer's own. `seats`: of the peers that may coordinate it, best first; `slots`: of its members together."""
+
+    members: frozenset[PeerId]
+    seats: tuple[PeerId, ...]
+    slots: int
+
+
+class Seating:
+    """Which seats stand for which peers in one job. With no regions it is empty and costs nothing."""
+
+    __slots__ = ("_region_of", "_tried", "covered")
+
+    def __init__(self) -> None:
+        #: Region by the seat that stands for it now.
+        self._region_of: dict[PeerId, Region] = {}
+        #: Seats that were given up in this job.
+        self._tried: set[PeerId] = set()
+        #: Peers that a seat stands for.
+        self.covered: frozenset[PeerId] = frozenset()
+
+    @property
+    def seats(self) -> tuple[PeerId, ...]:
+        """The seats that stand for a region now."""
+        return tuple(self._region_of)
+
+    def holds(self, seat: PeerId) -> bool:
+        """Whether `seat` stands for a region in this job."""
+        return seat in self._region_of
+
+    def take(self, regions: Iterable[Region], usable: Iterable[PeerId]) -> None:
+        """Give each region the best of its seats that are among `usable`; those without one stay as they are."""
+        known = frozenset(usable)
+        for region in regions:
+            seat = next((seat for seat in region.seats if seat in known and seat not in self._tried), None)
+            if seat is not None:
+                self._region_of[seat] = region
+        self._count()
+
+    def give_up(self, seat: PeerId, usable: Iterable[PeerId]) -> bool:
+        """`seat` is gone or does not want: its stand-in follows, else its peers are free. Whether it stood for a region."""
+        region = self._region_of.pop(seat, None)
+        if region is None:
+            return False
+        self._tried.add(seat)
+        self.take((region,), usable)
+        self._count()
+        return True
+
+    def clear(self) -> None:
+        """The job has ended."""
+        self._region_of.clear()
+        self._count()
+
+    def _count(self) -> None:
+        self.covered = frozenset(peer for region in self._region_of.values() for peer in region.members)
+
+
+def is_coordinated(spec: JobSpec, is_gated: bool, roster: Roster) -> bool:
+    """Whether a job of this kind is given to seats at all. `is_gated`: single peers may be barred from it."""
+    options = spec.options
+    if options.coordination is Coordination.OFF or not roster.regions or is_gated:
+        return False
+    if options.strategy != STRATEGY_DEFAULT or options.balancer is not None or not options.preferences.is_empty:
+        return False
+    return spec.expected_tasks is None or spec.expected_tasks >= slots_of_network(roster)
+
+
+def slots_of_network(roster: Roster) -> int:
+    """Slots of all lenders that are known, and of those that only their coordinator reaches."""
+    covered: set[PeerId] = set()
+    total = 0
+    for region in roster.regions:
+        total += region.slots
+        covered |= region.members
+    return total + sum(
+        lender.facts.slots for peer, lender in roster.lenders.items() if not lender.is_seat and peer not in covered
+    )
+
+
+def merges(spec: JobSpec) -> bool:
+    """Whether coordinators may merge results of the job."""
+    return spec.aggregation in MERGEABLE and spec.options.coordination is not Coordination.RELAY
+
+
+def share_size(waiting: int, capacity: float, capacity_of_all: float) -> int:
+    """Tasks for a seat at once, of `waiting` ones. Capacities in tasks a second, or any other unit that both have."""
+    if capacity_of_all <= 0.0:
+        return 0
+    return math.ceil(waiting * AT_ONCE * min(capacity / capacity_of_all, 1.0))
+
+
+def capacities(book: JobBook, roster: Roster) -> dict[PeerId, float]:
+    """Tasks a second at each peer where the job is open, by what was learned; slots where nothing was."""
+    typical_s = book.speed.task_s
+    found: dict[PeerId, float] = {}
+    for peer, share in book.shares.items():
+        if not roster.is_open_at(share):
+            continue
+        task_s = share.speed.task_s if share.speed.task_s is not None else typical_s
+        found[peer] = roster.lenders[peer].slots / (task_s or 1.0)
+    return found
