@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Results of these can be merged by a coordinator; of CONCAT and CUSTOM every single one is needed, and NONE has no merging.
 MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Aggregation.MIN, Aggregation.REDUCE})
+#: What weights change: a coordinator, which does not know them, merges none of these where there are any.
+WEIGHTED = frozenset({Aggregation.SUM, Aggregation.AVERAGE})
 #: A seat that has not answered an offer for so long is replaced; a large program over a slow link takes seconds.
 SEAT_PATIENCE_S = 30.0
 #: A seat that owes nothing but a partial aggregate, and has said nothing for so long, is replaced.
@@ -124,6 +126,8 @@ def slots_of_network(roster: Roster) -> int:
 
 def merges(spec: JobSpec) -> bool:
     """Whether coordinators may merge results of the job."""
+    if spec.is_weighted and spec.aggregation in WEIGHTED:
+        return False
     return spec.aggregation in MERGEABLE and spec.options.coordination is not Coordination.RELAY
 
 

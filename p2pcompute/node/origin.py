@@ -149,6 +149,8 @@ class Origin(Dispatching[OriginJob]):
             raise BusyError(f"{open_jobs} jobs are open at this peer: wait for some of them or cancel them")
         stream = JobStream(job, lambda: self.cancel(job))
         stream.on_drop = lambda index: self.drop(job, index)
+        if request.weights is not None:
+            request = dataclasses.replace(request, spec=dataclasses.replace(request.spec, is_weighted=True))
         self._store.put(request.program, job, request.spec.program)  # type: ignore[arg-type]
         recording = self._records.begin(request.spec)
         self.jobs[job] = OriginJob(request, stream, self._store, self._clock.monotonic(), recording)
