@@ -253,6 +253,7 @@ class Peer(Door):
         self.overlay = self.side.overlay
         self.origin.misdeed = self.overlay.misdeed
         self.coordinator.misdeed = self.overlay.misdeed
+        self.coordinator.is_own = self.origin.jobs.__contains__
         self.admission = Admission(
             self.identity,
             self.network,
@@ -415,6 +416,7 @@ class Peer(Door):
         """Called by the overlay."""
         self.admission.greet(link)
         self.lender.linked(LinkChannel(link, self.exchange))
+        self.coordinator.linked(LinkChannel(link, self.exchange))
         self._offer(link)
 
     def _offer(self, link: Link) -> None:

@@ -102,7 +102,9 @@ def test_answers_are_those_of_one_machine_whatever_is_merged_where(home: Path) -
                 )
                 assert np.array_equal(total.value, np.full(work.LENGTH, TOTAL))
                 assert sum(dict(total.progress.done_by_peer).values()) == TASKS
-                words = await origin.map_reduce(work.slow_count, work.merge_counts, TEXTS, coordination=coordination)
+                words = await origin.map_reduce(
+                    work.slow_count, work.merge_counts, TEXTS, coordination=coordination
+                )
                 assert words.value == WORDS
                 mean = await origin.map_reduce(
                     work.floats, None, range(TASKS), aggregation="average", coordination=coordination
@@ -136,9 +138,7 @@ def test_shared_and_large_data_cross_to_a_community_once(home: Path) -> None:
     run(body())
 
 
-def test_what_fails_in_a_community_fails_as_anywhere(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_in_a_community_fails_as_anywhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2P_MARK", str(tmp_path / "mark"))
 
     async def body() -> None:
@@ -146,7 +146,9 @@ def test_what_fails_in_a_community_fails_as_anywhere(
             origin = peers[0]
             with pytest.raises(ValueError, match="is odd"):
                 await origin.map_reduce(work.odd_ones_fail, None, range(TASKS), aggregation="sum")
-            even = await origin.map_reduce(work.odd_ones_fail, None, range(TASKS), aggregation="sum", on_error="skip")
+            even = await origin.map_reduce(
+                work.odd_ones_fail, None, range(TASKS), aggregation="sum", on_error="skip"
+            )
             assert np.array_equal(even.value, np.full(work.LENGTH, sum(range(0, TASKS, 2))))
             assert even.skipped == tuple(range(1, TASKS, 2))
             # A reduction that fails in a community fails with its own words, not as the community's.
