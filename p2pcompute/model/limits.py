@@ -410,6 +410,9 @@ BATCH_TARGET_S = 0.03
 SHARE_MEMBERS_MAX = 1_024
 #: Tasks that one partial aggregate names: as many as one origin may have queued at one peer.
 PARTIAL_TASKS_MAX = 65_536
+#: Arguments of one origin that lie in a coordinator's memory: an eighth of what a full queue of the largest could be; what is
+#: beyond is given back, as by a lender that has no room.
+SHARE_ARGUMENT_BYTES_MAX = 512 << 20
 #: Partial values merged by one reduction task.
 REDUCE_FAN_IN = 16
 

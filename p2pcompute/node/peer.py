@@ -247,6 +247,7 @@ class Peer(Door):
         self.community.attach(self.overlay)
         self.origin.misdeed = self.overlay.misdeed
         self.coordinator.misdeed = self.overlay.misdeed
+        self.coordinator.is_own = self.origin.jobs.__contains__
         self.admission = Admission(
             self.identity,
             self.network,
@@ -397,6 +398,7 @@ class Peer(Door):
         """Called by the overlay."""
         self.admission.greet(link)
         self.lender.linked(LinkChannel(link, self.exchange))
+        self.coordinator.linked(LinkChannel(link, self.exchange))
         self.community.offer(link)
 
     def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
