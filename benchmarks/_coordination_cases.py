@@ -16,7 +16,9 @@ from p2pcompute.jobs.plan import Candidate
 from p2pcompute.jobs.strategies.base import Situation, Strategy
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.job import Aggregation, JobOptions
+from p2pcompute.model.placement import Coordination
 from p2pcompute.sim.dice import Dice
+from p2pcompute.wire.identity import PeerKey
 
 SLOTS = 2
 #: Wide links: megabits a second in and out of a site, round trips between two sites.
@@ -34,7 +36,7 @@ class Case:
 
     A task takes `task_s` times e to a normal deviate of width `scatter`; speeds of peers are e to one of width `speeds`. Of the tasks
     `long_share` are `long_factor` times longer; of the peers, origins apart, `slow_share` become `slow_factor` times slower; `dies`: one
-    of them is "killed", which others notice at once, or falls "silent".
+    of them is "killed", which others notice at once, or falls "silent"; "coordinator": who would coordinate a site far from the origin is killed.
     """
 
     name: str
@@ -65,6 +67,7 @@ CASES = {
         Case("stragglers", "the same, some tasks and peers much slower", long_share=0.005, slow_share=1 / 16),
         Case("death", "shared, a peer is killed", task_s=0.5, result_bytes=64_000, shared_bytes=8_000_000, dies="killed"),
         Case("silence", "shared, a peer falls silent", task_s=0.5, result_bytes=64_000, shared_bytes=8_000_000, dies="silent"),
+        Case("coordinator_death", "shared, a coordinator is killed", task_s=0.5, result_bytes=64_000, shared_bytes=8_000_000, dies="coordinator"),
         Case("origins", "shared, a quarter at each of 4 origins, 2 MB", task_s=0.5, result_bytes=64_000, shared_bytes=2_000_000, origins=4),
         Case("small", "a task for every fourth peer", 1 / 8),
     )
@@ -75,11 +78,16 @@ CASES = {
 class PeerDraw:
     """One peer. From `changes_at` on its speed is `then`; None: it stays."""
 
-    peer: PeerId
+    key: PeerKey
     site: int
     speed: float
     changes_at: float | None = None
     then: float = 0.0
+
+    @property
+    def peer(self) -> PeerId:
+        """Its id."""
+        return self.key.peer_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,11 @@ def sites_of(peers: int) -> int:
     return max(2, min(8, peers // 8))
 
 
+def coordinators(peers: Sequence[PeerDraw], site: int) -> tuple[int, ...]:
+    """Who coordinates a site, and who stands in for it: numbers of peers, the first of which is never an origin."""
+    return tuple(index for index, peer in enumerate(peers) if peer.site == site)[:-3:-1]
+
+
 def draw(case: Case, peers: int, seed: int) -> Instance:
     """The instance of `case` with `peers` peers that `seed` makes."""
     dice = Dice(seed)
@@ -121,7 +134,7 @@ def draw(case: Case, peers: int, seed: int) -> Instance:
     for one, other in itertools.combinations(range(sites), 2):
         rtts[one][other] = rtts[other][one] = net.uniform(*WIDE_RTT_S)
     drawn = [
-        PeerDraw(PeerId(machines.randbytes(32)), index * sites // peers, machines.lognormvariate(0.0, case.speeds))
+        PeerDraw(PeerKey(machines.randbytes(32)), index * sites // peers, machines.lognormvariate(0.0, case.speeds))
         for index in range(peers)
     ]
     origins = [index * peers // case.origins for index in range(case.origins)]
@@ -140,7 +153,10 @@ def draw(case: Case, peers: int, seed: int) -> Instance:
         for index in fate.sample(others, max(1, round(case.slow_share * peers))):
             drawn[index] = replace(drawn[index], changes_at=half_s, then=drawn[index].speed / case.slow_factor)
     if case.dies:
-        index = others[fate.randrange(0, len(others))]
+        if case.dies == "coordinator":
+            index = coordinators(drawn, fate.randrange(1, sites))[0]
+        else:
+            index = others[fate.randrange(0, len(others))]
         drawn[index] = replace(drawn[index], changes_at=half_s, then=0.0)
     changed = replace(instance, peers=tuple(drawn))
     return replace(changed, bound_s=_bound(changed))
@@ -256,10 +272,15 @@ class TwoChoices(Strategy):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How jobs are placed. `options`: of a job, given dice; `own_site`: origins are linked to the peers of their own site only."""
+    """How jobs are placed. `strategy`: of a job, given dice; `own_site`: origins are linked to the peers of their own site only."""
 
-    options: Callable[[random.Random], JobOptions]
+    strategy: Callable[[random.Random], JobOptions]
     own_site: bool = False
+    coordination: Coordination = Coordination.OFF
+
+    def options(self, rng: random.Random) -> JobOptions:
+        """Of a job, given dice."""
+        return replace(self.strategy(rng), coordination=self.coordination)
 
 
 POLICIES = {
@@ -268,6 +289,8 @@ POLICIES = {
     "random": Policy(lambda rng: JobOptions(balancer=InRandomOrder(rng))),
     "two_choices": Policy(lambda rng: JobOptions(balancer=TwoChoices(rng))),
     "own_site": Policy(lambda rng: JobOptions(), own_site=True),
+    "coordinated": Policy(lambda rng: JobOptions(), coordination=Coordination.AUTO),
+    "relay": Policy(lambda rng: JobOptions(), coordination=Coordination.RELAY),
 }
 
 

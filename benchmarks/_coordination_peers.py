@@ -7,6 +7,7 @@ must be there first. A reduction adds the numbers of its values. So the answer o
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from benchmarks._coordination_links import BenchLink, Seat
 from p2pcompute.execution.pool import PoolEvents, ProgramKey, TaskEnd, TaskRun, WorkerPool
 from p2pcompute.execution.values import Handle, decode, encode, encode_failure
+from p2pcompute.jobs.coordinating import Region
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.strategies import FACTORIES, Registry, Strategy
 from p2pcompute.model.capability import Capability
@@ -30,24 +32,34 @@ from p2pcompute.model.seams import Rng
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.community import Community
+from p2pcompute.node.coordinator import Coordinator
+from p2pcompute.node.delegating import Delegating
 from p2pcompute.node.handles import Bytes, Handles
 from p2pcompute.node.holders import Holders
+from p2pcompute.node.identity import NodeIdentity
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.records import Records
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.sim.loop import SimLoop
-from p2pcompute.sim.seams import InlineOffload, SimClock
+from p2pcompute.sim.seams import InlineOffload, SimClock, SimEntropy
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.performance import DatedRecord, PerformanceDatabase
+from p2pcompute.wire.authority import Authority
+from p2pcompute.wire.identity import PeerKey
+from p2pcompute.wire.invitation import Invitation
+from p2pcompute.wire.membership import Membership, Trust
 from p2pcompute.wire.messages import (
     BlobWant,
+    CommunityGrant,
     Grant,
     JobAccept,
     JobClose,
     JobOpen,
     JobRefuse,
     Message,
+    Partial,
     Results,
     TaskNews,
     Tasks,
@@ -55,7 +67,7 @@ from p2pcompute.wire.messages import (
     TasksRecall,
 )
 
-_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews)
+_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews, CommunityGrant, Partial)
 _FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 #: A forked worker has loaded a program after so long, and a killed one is gone (`python -m benchmarks workers`), at speed 1.
@@ -312,12 +324,40 @@ class BenchPool:
 # --- peers ----------------------------------------------------------------------------------------------------------------
 
 
+class BenchNetwork:
+    """Who may do what: everybody everything. `dice`: of its owner."""
+
+    def __init__(self, loop: SimLoop, dice: random.Random) -> None:
+        self._loop = loop
+        self._entropy = SimEntropy(dice)
+        self.clock = SimClock(loop)
+        authority = Authority.create("bench", self._entropy, self.clock.wall())
+        self.invitation: Invitation = authority.invite(now_wall=self.clock.wall(), entropy=self._entropy)
+        self.trust = Trust(authority.network, (authority.certificate,), None, is_open=False)
+
+    def delegating(self, key: PeerKey) -> Delegating:
+        """What signs in the name of `key`."""
+        membership = Membership.mint(key, self.invitation, self.clock.wall(), self._entropy)
+        identity = NodeIdentity(
+            key, membership, self.trust, self.clock, agent="", instance=b"", record_wire=lambda: b""
+        )
+        return Delegating(identity, self.clock, self._entropy)
+
+
 class BenchPeer:
     """One peer. `start` before anything else."""
 
     def __init__(
-        self, loop: SimLoop, seat: Seat, slots: int, speed: float, reduce_s: float, rng: Callable[[str], Rng]
+        self,
+        loop: SimLoop,
+        network: BenchNetwork,
+        seat: Seat,
+        slots: int,
+        speed: float,
+        reduce_s: float,
+        rng: Callable[[str], Rng],
     ) -> None:
+        self._network = network
         self.seat = seat
         self.peer_id: PeerId = seat.peer
         self.site = seat.site.number
@@ -338,7 +378,14 @@ class BenchPeer:
         records.registry = BenchRegistry(FACTORIES)
         self.origin = Origin(self.store, self._supervisor, clock, log, short_peer_id, records)
         self.lender = Lender(
-            self.store, self._supervisor, clock, offload, log, slots=slots, isolation=Isolation.PROCESS
+            self.store,
+            self._supervisor,
+            clock,
+            offload,
+            log,
+            slots=slots,
+            isolation=Isolation.PROCESS,
+            trust=lambda: network.trust,
         )
         self.pool = BenchPool(self.lender, loop, speed, reduce_s)
         self.lender.start(cast(WorkerPool, self.pool))
@@ -346,6 +393,9 @@ class BenchPeer:
         to_lender.deliver = self.lender.message
         to_origin.deliver = self.origin.message
         self._to_own_lender = to_lender
+        self.coordinator = Coordinator(self.store, self._supervisor, clock, log, records.registry)
+        self.community = Community(self.peer_id, self.store, self.coordinator, self.origin, self.lender)
+        self.exchange.bring = self.coordinator.bring
         self.origin.holders = Holders(lambda: self.handles.sizes)
         self.exchange.on_served = self.origin.sent_blob
         self._capability = Capability(slots, FREQUENCY_MHZ * speed, 1.0, 16.0, 8.0)
@@ -367,6 +417,8 @@ class BenchPeer:
         if not self.alive:
             return
         channel = self._channels[link.peer]
+        if self.community.message(channel, message):
+            return
         if isinstance(message, _FOR_ORIGIN):
             self.origin.message(channel, message)
         elif isinstance(message, _FOR_LENDER):
@@ -381,6 +433,7 @@ class BenchPeer:
         if self.alive and self.links.get(link.peer) is link:
             del self.links[link.peer]
             self.origin.peer_gone(link.peer, reason)
+            self.coordinator.peer_gone(link.peer, reason)
             self.lender.origin_gone(link.peer)
 
     # --- what an origin is told of others ----------------------------------------------------------------------------------
@@ -401,12 +454,20 @@ class BenchPeer:
         """Own workers may compute for own jobs."""
         self.origin.located(self.site)
         self.origin.peer_usable(self._to_own_lender, self.facts())
+        self.community.own_facts(self.facts())
 
     def offer(self, other: BenchPeer) -> None:
         """`other`, which is linked, may compute for own jobs."""
         link = self.links.get(other.peer_id)
         if link is not None and other.slots:
-            self.origin.peer_usable(self._channels[other.peer_id], other.facts(link.bandwidth_mbps))
+            channel, facts = self._channels[other.peer_id], other.facts(link.bandwidth_mbps)
+            self.origin.peer_usable(channel, facts)
+            self.community.peer_usable(channel, facts, lends=True)
+
+    def submits(self, key: PeerKey, regions: tuple[Region, ...]) -> None:
+        """It will: this is its key, and these are the sites other than its own."""
+        self.origin.seats.delegating = self._network.delegating(key)
+        self.origin.regions(regions)
 
     # --- the end ----------------------------------------------------------------------------------------------------------
 
@@ -418,11 +479,13 @@ class BenchPeer:
         for link in self.links.values():
             link.close("it died")
         self.origin.stop()
+        self.coordinator.stop()
 
     async def stop(self) -> None:
         """The run is over."""
         self.alive = False
         self.pool.stop()
         self.origin.stop()
+        self.coordinator.stop()
         self.lender.stop()
         await self._supervisor.stop()

@@ -18,14 +18,17 @@ from benchmarks._coordination_cases import (
     SLOTS,
     Instance,
     JobDraw,
+    coordinators,
     draw,
 )
 from benchmarks._coordination_links import CARD_MBPS, LAN_RTT_S, Pipe, Seat, Site, connect
-from benchmarks._coordination_peers import BenchPeer
+from benchmarks._coordination_peers import BenchNetwork, BenchPeer
 from p2pcompute.execution.program import Body, Module, pack_program
 from p2pcompute.execution.values import Handle, decode, encode
-from p2pcompute.model.ids import JOB_ID_BYTES, JobId, PeerId, ProgramId
+from p2pcompute.jobs.coordinating import Region
+from p2pcompute.model.ids import JOB_ID_BYTES, JobId, PeerId, ProgramId, seat_of
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, JobState, Outcome
+from p2pcompute.model.placement import Coordination
 from p2pcompute.node.job_stream import JobRequest, JobStream
 from p2pcompute.node.own_record import SAMPLE_INTERVAL_S
 from p2pcompute.sim.dice import Dice
@@ -69,6 +72,7 @@ class World:
             Site(number, Pipe(self.loop, up), Pipe(self.loop, down), up, down)
             for number, (up, down) in enumerate(rates)
         ]
+        network = BenchNetwork(self.loop, self._dice.of("network"))
         self.peers: list[BenchPeer] = []
         for number, each in enumerate(instance.peers):
             cards = Pipe(self.loop, CARD_MBPS), Pipe(self.loop, CARD_MBPS)
@@ -76,6 +80,7 @@ class World:
             self.peers.append(
                 BenchPeer(
                     self.loop,
+                    network,
                     seat,
                     SLOTS,
                     each.speed,
@@ -120,9 +125,12 @@ class World:
             for peer in self.peers:
                 if peer.site == origin.site or not POLICIES[self.policy].own_site:
                     self.link(origin, peer)
-        for origin in origins:
-            self._offer(origin)
-            self.loop.call_later(SAMPLE_INTERVAL_S, self._offer_again, origin)
+        asking = list(origins)
+        if POLICIES[self.policy].coordination is not Coordination.OFF:
+            asking += [peer for peer in self._coordinators() if peer not in origins]
+        for peer in asking:
+            self._offer(peer)
+            self.loop.call_later(SAMPLE_INTERVAL_S, self._offer_again, peer)
         for peer, drawn in zip(self.peers, self.instance.peers, strict=True):
             if drawn.changes_at is not None:
                 self.loop.call_later(drawn.changes_at, self._change, peer, drawn.then)
@@ -133,6 +141,26 @@ class World:
         for job in jobs:
             await _check(job, self.instance)
         return self.loop.time()
+
+    def _coordinators(self) -> list[BenchPeer]:
+        """Those of all sites, linked with the peers around them and known to the origins."""
+        regions = []
+        found = []
+        for site in self.sites:
+            members = [peer for peer in self.peers if peer.site == site.number]
+            able = [self.peers[index] for index in coordinators(self.instance.peers, site.number)]
+            found += able
+            for peer in members:
+                for other in members:
+                    self.link(peer, other)
+            ids = frozenset(peer.peer_id for peer in members)
+            seats = tuple(seat_of(peer.peer_id) for peer in able)
+            regions.append((site.number, Region(ids, seats, SLOTS * len(members))))
+        for job in self.instance.jobs:
+            origin = self.peers[job.origin]
+            others = tuple(region for site, region in regions if site != origin.site)
+            origin.submits(self.instance.peers[job.origin].key, others)
+        return found
 
     def _end(self) -> None:
         """Stop everything, also after a failure, whose words are the ones that count."""
