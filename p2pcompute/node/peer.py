@@ -48,6 +48,7 @@ from p2pcompute.node.own_record import Identity, OwnRecord
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.surroundings import Surroundings
 from p2pcompute.node.world import World
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.files import InstanceDisk
@@ -221,13 +222,9 @@ class Peer(Door):
         self.lender.start(pool)
         self.coordinator = Coordinator(self._blobs, self._supervisor, self._clock, self._log, self.records.registry)
         stack.callback(self.coordinator.stop)
-        self.community = Community(
-            self.own, self._blobs, self.exchange, self.origin, self.coordinator, self.lender, self.place_of
-        )
+        self.community = Community(self.peer_id, self._blobs, self.exchange, self.origin, self.coordinator, self.lender)
         self.origin.seats.delegating = Delegating(self.identity, self._clock, self._entropy_source)
         self.origin.holders = Holders(lambda: self.handles.sizes)
-        self.exchange.on_served = self.origin.sent_blob
-        self.community.offer_self()
 
     async def _start_overlay(self, stack: contextlib.AsyncExitStack, key: PeerKey) -> None:
         parts = OverlayParts(
@@ -244,10 +241,12 @@ class Peer(Door):
         )
         self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
         self.overlay = self.side.overlay
-        self.community.attach(self.overlay)
+        self.surroundings = Surroundings(
+            self.own, self.overlay, self.exchange, self.community, self.origin, self.place_of
+        )
+        self.surroundings.offer_self()
         self.origin.misdeed = self.overlay.misdeed
         self.coordinator.misdeed = self.overlay.misdeed
-        self.coordinator.is_own = self.origin.jobs.__contains__
         self.admission = Admission(
             self.identity,
             self.network,
@@ -291,7 +290,7 @@ class Peer(Door):
         return min(slots, 64) / 64 + 1.0 / (1.0 + (link.rtt_s or 1.0))
 
     def _start_services(self) -> None:
-        self._supervisor.service("offers", self.community.keep_offering)
+        self._supervisor.service("offers", self.surroundings.keep_offering)
         self._supervisor.service("records", self.records.run)
         self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
@@ -307,7 +306,7 @@ class Peer(Door):
             watch = await self._offload.run(_load_topology_watch)
             # Whoever else waited for the same may have been first.
             self._topology = self._topology or watch(
-                lambda: self.view, self.own, self._clock, self._offload, self.community.mapped
+                lambda: self.view, self.own, self._clock, self._offload, self.surroundings.mapped
             )
         return self._topology
 
@@ -397,9 +396,8 @@ class Peer(Door):
     def linked(self, link: Link) -> None:
         """Called by the overlay."""
         self.admission.greet(link)
-        self.lender.linked(LinkChannel(link, self.exchange))
-        self.coordinator.linked(LinkChannel(link, self.exchange))
-        self.community.offer(link)
+        self.community.linked(LinkChannel(link, self.exchange))
+        self.surroundings.offer(link)
 
     def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
         """Called by the overlay."""
@@ -408,7 +406,6 @@ class Peer(Door):
             return
         reason = str(error) if error is not None else "it left"
         self.community.gone(link.peer, reason)
-        self.lender.origin_gone(link.peer)
 
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
@@ -434,7 +431,7 @@ class Peer(Door):
         if kind in ("peer_appeared", "peer_suspected"):
             link = self.overlay.hub.links.get(peer)
             if link is not None:
-                self.community.offer(link)
+                self.surroundings.offer(link)
         for watcher in list(self._watchers):
             watcher(kind, peer, text)
 
