@@ -125,7 +125,7 @@ class CoordinationWorld(RuleBasedStateMachine):
             assert not self.settled[job][task]
             assert task not in merged, "it is part of what a coordinator holds"
             if task in elsewhere:
-                assert not is_seat(peer) and not is_seat(elsewhere[task]), "copied to or from a seat"
+                assert not any(map(is_seat, (peer, elsewhere[task]))), "copied to or from a seat"
             numbers = self.attempts.setdefault((job, task), [])
             assert attempt not in numbers
             numbers.append(attempt)
@@ -188,9 +188,9 @@ class CoordinationWorld(RuleBasedStateMachine):
     @rule(job=st.sampled_from(JOBS), number=st.integers(0, 9))
     def add_reduction(self, job: JobId, number: int) -> None:
         task = TaskIndex(REDUCE_BASE + number)
-        if job in self.specs and job not in self.inputs_ended and task not in self.added[job]:
-            if self.state[job] is JobState.RUNNING:
-                self.add(job, (task,))
+        if self.state.get(job) is not JobState.RUNNING or job in self.inputs_ended or task in self.added[job]:
+            return
+        self.add(job, (task,))
 
     def add(self, job: JobId, tasks: tuple[TaskIndex, ...]) -> None:
         self.added[job].extend(tasks)
@@ -421,8 +421,7 @@ class CoordinationWorld(RuleBasedStateMachine):
         for _ in range(3000):
             if all(state is not JobState.RUNNING for state in self.state.values()):
                 return
-            for peer in sorted({peer for peer, _ in self.offered if peer != mute}):
-                self.answer_offers(2)
+            self.answer_offers(2)
             for place in sorted(self.accepted):
                 if place[0] == mute or place not in self.accepted:
                     continue
