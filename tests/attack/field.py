@@ -158,12 +158,11 @@ def field(folder: Path, count: int = 2) -> Iterator[Field]:
         yield Field(home, peers, folder, ports=[int(peer.ask("status")["port"]) for peer in peers])
 
 
-def keep_up(attack: Callable[[], None], process: subprocess.Popen[bytes], for_s: float) -> int:
-    """Repeat `attack` while the job of `process` runs, for at most `for_s` seconds; how often."""
+def keep_up(attack: Callable[[], None], process: subprocess.Popen[bytes], for_s: float, rounds_min: int = 1) -> None:
+    """Repeat `attack` while the job of `process` runs, for at most `for_s` seconds; but at least `rounds_min` times, begun while it runs."""
     until = time.monotonic() + for_s
     rounds = 0
-    while process.poll() is None and time.monotonic() < until:
+    assert process.poll() is None, "the job was over before the attack began"
+    while rounds < rounds_min or (process.poll() is None and time.monotonic() < until):
         attack()
         rounds += 1
-    assert rounds, "the job was over before the attack began"
-    return rounds
