@@ -205,7 +205,7 @@ def _by_formula(overlay: SimOverlay) -> Row:
     count = len(overlay.running)
     records = [len(each.own.signed.wire) for each in overlay.running if each.own is not None]
     record_bytes = round(statistics.fmean(records))
-    period_s = update_period_s(count, record_bytes, pacing.record_copies, pacing.record_budget_bytes_per_s)
+    period_s = update_period_s(count, record_bytes, pacing.shared.copies, pacing.shared.budget_bytes_per_s)
 
     def expected(every_s: float) -> int:
         return round(
