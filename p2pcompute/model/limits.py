@@ -124,8 +124,9 @@ SESSION_REKEY_S = 3_600.0
 SESSION_DATAGRAMS_MAX = 1 << 48
 #: A session is not used beyond this age, whether or not fresh keys could be agreed on.
 SESSION_END_S = 3_900.0
-#: A session from which nothing was heard for so long is forgotten; mappings of routers are gone long before.
-SESSION_SILENCE_MAX_S = 600.0
+#: A session from which nothing was heard for so long is forgotten. Two of a thousand peers probe each other every ten minutes in the mean, now
+#: and then after twice as long; a session that has ended by then is a handshake, which costs as much as nine probes.
+SESSION_SILENCE_MAX_S = 1_800.0
 #: Handshakes of our own under way: all that a peer meets in its first second in a large network.
 HANDSHAKES_OWN_MAX = 256
 #: Handshakes of others that are checked a second, near and far each: certificates cost 0.5 ms, so 10 % of a core.

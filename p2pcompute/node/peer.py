@@ -176,6 +176,7 @@ class Peer(Door):
             self._incarnation_next,
             capability,
             (),
+            self._world.rng("own record"),
             tells_load=True,
         )
         self.peer_id = key.peer_id
