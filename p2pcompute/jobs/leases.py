@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2pcompute.jobs.coordinating import Seating, merges
+from p2pcompute.jobs.grouping import take_waiting
 from p2pcompute.jobs.placing import Placing
 from p2pcompute.jobs.retries import HARMLESS, failed_at, is_given_up
 from p2pcompute.jobs.shares import Held, Share, ShareState
@@ -219,44 +220,17 @@ class JobBook:
             else:
                 rows.append(self._lease_again(task, share, now, self.leases))
         self.again.extendleft(reversed(kept))
-        tasks = self._take_fresh(count - len(rows), align, reductions) if count > len(rows) else []
+        tasks = (
+            take_waiting(self.fresh, count - len(rows), align, is_whole=self.inputs_ended, reductions=reductions)
+            if count > len(rows)
+            else []
+        )
         if tasks:
             held = self._batch(share, 1, now, len(tasks))
             for task in tasks:
                 self.leases[task] = held
                 rows.append(Lease(task, 1))
         return tuple(rows)
-
-    def _take_fresh(self, count: int, align: int, reductions: bool) -> list[TaskIndex]:
-        """Take up to `count` tasks out of the fresh queue, as `lease_to_seat` says."""
-        taken: list[TaskIndex] = []
-        kept: list[TaskIndex] = []
-        if align > 1 and count >= align:
-            skipped: list[TaskIndex] = []
-            end = -1
-            while self.fresh and len(taken) < count - count % align:
-                task = self.fresh.pop()
-                if end < 0 and task < REDUCE_BASE:
-                    # The last group may grow while inputs come.
-                    end = task + 1 if self.inputs_ended else task + 1 - (task + 1) % align
-                    last = end - (count - count % align)
-                    first = -(-max(last, 0) // align) * align
-                if task >= REDUCE_BASE or task >= end:
-                    skipped.append(task)
-                elif task < first:
-                    self.fresh.append(task)
-                    break
-                else:
-                    taken.append(task)
-            self.fresh.extend(reversed(skipped))
-            taken.reverse()
-            if taken:
-                return taken
-        while self.fresh and len(taken) < count:
-            task = self.fresh.popleft()
-            (kept if task >= REDUCE_BASE and not reductions else taken).append(task)
-        self.fresh.extendleft(reversed(kept))
-        return taken
 
     def withdraw(self, tasks: Iterable[TaskIndex]) -> tuple[TaskIndex, ...]:
         """Forget those of `tasks` that wait, as if they had never been added; which they were."""

@@ -8,7 +8,6 @@ Refuses to know: who is asked to coordinate, and why.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,17 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.jobs import dispatch
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.strategies import Registry
-from p2pcompute.jobs.submit import aggregation_of, options_of
 from p2pcompute.model import limits
-from p2pcompute.model.errors import BusyError, LinkClosedError, P2PComputeError, UsageError
-from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex, format_job_id, short_peer_id
-from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError, Outcome, Payload
-from p2pcompute.model.placement import Coordination
+from p2pcompute.model.errors import BusyError, P2PComputeError
+from p2pcompute.model.ids import BlobId, JobId, PeerId, TaskIndex, format_job_id
+from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.seams import Clock
+from p2pcompute.node.bringing import Bringing
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.dispatching import Dispatching
-from p2pcompute.node.share import SHARE_OPTIONS, Share
+from p2pcompute.node.share import Share, spec_of
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.upward import Upward, said
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import (
     CommunityGrant,
@@ -47,17 +46,12 @@ from p2pcompute.wire.messages import (
 )
 
 Bytes = bytes | bytearray | memoryview
-#: Results gather for so long before they go up: a fraction of any wide link's round trip.
-GATHER_S = 0.005
 #: Nothing to run for this share of its life, or so long, and a share hands over what it has merged.
 IDLE_SHARE, IDLE_MAX_S = 0.02, 0.05
 #: What is merged is handed over after so long at the latest: more than that a coordinator's death must not cost.
 CUT_EVERY_S = 60.0
 #: How often the origin hears that its shares are alive, which have nothing else to say.
 ALIVE_EVERY_S = 2.0
-
-#: (task, attempt, outcome, wall microseconds, payload, worker).
-_UpRow = tuple[int, int, Outcome, int, Payload, PeerId]
 
 
 class Delegate(Dispatching[Share]):
@@ -83,18 +77,15 @@ class Delegate(Dispatching[Share]):
         self._open_shares = open_shares
         #: Peers that it dispatches to.
         self.members: set[PeerId] = set()
-        #: Channel to the origin; None before the first share.
-        self._up: Channel | None = None
+        #: What goes to the origin.
+        self._up = Upward(log)
+        #: What is brought from there.
+        self._bringing = Bringing(origin, store, log)
         #: Slots that the origin was last told it has.
         self._granted = 0
-        #: Rows that go up in a moment, by share.
-        self._rows: dict[JobId, list[_UpRow]] = {}
-        self._flush_timer: asyncio.TimerHandle | None = None
         self._alive_timer: asyncio.TimerHandle | None = None
         #: When shares that seemed idle are looked at again.
         self._idle: dict[JobId, asyncio.TimerHandle] = {}
-        #: Data of the origin on its way here.
-        self._bringing: dict[BlobId, asyncio.Future[Bytes | None]] = {}
 
     def _handlers(self) -> dict[type, Callable[[Any], None]]:
         def nothing(effect: object) -> None:
@@ -119,9 +110,7 @@ class Delegate(Dispatching[Share]):
 
     def linked(self, channel: Channel) -> None:
         """There is a new link to the origin, perhaps in place of one over which it has shares here."""
-        if self._up is None:
-            return
-        self._up = channel
+        self._up.channel = channel
         for share in self.jobs.values():
             share.channel = channel
         self._tell_slots(anew=True)
@@ -130,17 +119,17 @@ class Delegate(Dispatching[Share]):
 
     def open(self, channel: Channel, message: ShareOpen) -> None:
         """A share for this peer to dispatch."""
-        self._up = channel
+        self._up.channel = channel
         name = JobId(message.share)
         if sum(1 for job in self.jobs.values() if job.is_open) >= limits.JOBS_PER_ORIGIN_MAX:
-            self._send_up(
+            self._up.send(
                 JobRefuse(name, "busy", f"{limits.JOBS_PER_ORIGIN_MAX} shares of this submitter are open here")
             )
             return
         try:
-            spec = _spec_of(message)
+            spec = spec_of(message)
         except P2PComputeError as error:
-            self._send_up(JobRefuse(name, "share", f"the share cannot be dispatched here: {error}"[:4096]))
+            self._up.send(JobRefuse(name, "share", f"the share cannot be dispatched here: {error}"[:4096]))
             return
         share = self.jobs[name] = Share(message, channel, spec, self._store, self._clock.monotonic())
         self._open_shares[name] = self
@@ -161,12 +150,12 @@ class Delegate(Dispatching[Share]):
         except (P2PComputeError, OSError) as error:
             if self.jobs.get(name) is share:
                 self._close(share)
-                self._send_up(JobRefuse(name, "busy", str(error)[:4096]))
+                self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
             return
         if not share.is_open:
             return
         share.is_accepted = True
-        self._send_up(JobAccept(name))
+        self._up.send(JobAccept(name))
         self._feed(dispatch.JobOpened(share.spec))
         for peer in sorted(self.members):
             self.look_at(peer)
@@ -205,9 +194,15 @@ class Delegate(Dispatching[Share]):
         for name in list(self.jobs):
             self.close(name)
         self._pump.stop()
-        for timer in (self._flush_timer, self._alive_timer):
-            if timer is not None:
-                timer.cancel()
+        self._up.stop()
+        if self._alive_timer is not None:
+            self._alive_timer.cancel()
+
+    async def bring(self, blob: BlobId) -> Bytes | None:
+        """Data of the origin for a task of its shares; None where it has none, or no share is open."""
+        if not self.jobs or self._up.channel is None:
+            return None
+        return await self._bringing.bring(blob, self._up.channel, lambda: bool(self.jobs))
 
     def message_of_origin(self, message: Message) -> None:
         """What the origin says of a share that is known."""
@@ -230,8 +225,8 @@ class Delegate(Dispatching[Share]):
             fits = share.is_accepted and room > 0 and len(payload.inline) <= room_bytes
             inner = share.take(task, attempt, entry, payload) if fits else None
             if inner is None:
-                self._up_row(
-                    share, (task, attempt, Outcome.RETURNED_UNRUN, 0, _said("no room for it here"), PeerId(b""))
+                self._up.row(
+                    share.spec.job, (task, attempt, Outcome.RETURNED_UNRUN, 0, said("no room for it here"), PeerId(b""))
                 )
                 continue
             room -= 1
@@ -264,7 +259,7 @@ class Delegate(Dispatching[Share]):
             self._feed(dispatch.TasksAdded(share.spec.job, (inner,)))
             return
         share.let_go(inner)
-        self._up_row(share, (*row, Outcome.RETURNED_UNRUN, 0, _said(why), PeerId(b"")))
+        self._up.row(share.spec.job, (*row, Outcome.RETURNED_UNRUN, 0, said(why), PeerId(b"")))
 
     def _hold(self, share: Share, blob: BlobId, data: Bytes | None) -> str:
         """Hold a blob that is here, or has just come as `data`; empty, or why not."""
@@ -303,7 +298,7 @@ class Delegate(Dispatching[Share]):
                 continue
             if (task, attempt) in share.fetching:
                 share.let_go(inner)
-                self._up_row(share, (task, attempt, Outcome.RETURNED_UNRUN, 0, _said(_RECALLED), PeerId(b"")))
+                self._up.row(share.spec.job, (task, attempt, Outcome.RETURNED_UNRUN, 0, said(_RECALLED), PeerId(b"")))
             else:
                 waiting.append(inner)
         if waiting:
@@ -312,7 +307,9 @@ class Delegate(Dispatching[Share]):
     def _withdrawn(self, effect: dispatch.Withdrawn) -> None:
         share = self.jobs[effect.job]
         for inner in effect.tasks:
-            self._up_row(share, (*share.let_go(inner), Outcome.RETURNED_UNRUN, 0, _said(_RECALLED), PeerId(b"")))
+            self._up.row(
+                share.spec.job, (*share.let_go(inner), Outcome.RETURNED_UNRUN, 0, said(_RECALLED), PeerId(b""))
+            )
         self._look_whether_idle(share)
 
     # --- what members say ---------------------------------------------------------------------------------------------
@@ -349,7 +346,7 @@ class Delegate(Dispatching[Share]):
             if row is not None:
                 output.append((row[0], stream, data))
         if progress or output:
-            self._send_up(TaskNews(message.job, tuple(progress), tuple(output)))
+            self._up.send(TaskNews(message.job, tuple(progress), tuple(output)))
 
     # --- effects ------------------------------------------------------------------------------------------------------
 
@@ -380,7 +377,7 @@ class Delegate(Dispatching[Share]):
                 stays, merges = share.merge(task, attempt, report.outcome, payload, peer)
                 added.extend(merges)
             if stays:
-                self._up_row(share, (task, attempt, Outcome.MERGED, wall_us, Payload(), peer))
+                self._up.row(share.spec.job, (task, attempt, Outcome.MERGED, wall_us, Payload(), peer))
             else:
                 self._up_result(share, (task, attempt), report.outcome, wall_us, payload, peer)
         if added:
@@ -397,13 +394,13 @@ class Delegate(Dispatching[Share]):
             # A member that went away says nothing against the task.
             outcome = Outcome.RETURNED_UNRUN if effect.outcome is Outcome.PEER_LOST else effect.outcome
             row = share.settle(effect.task)
-            self._up_row(share, (*row, outcome, int(last.wall_s * 1e6), _said(last.detail), last.peer))
+            self._up.row(share.spec.job, (*row, outcome, int(last.wall_s * 1e6), said(last.detail), last.peer))
         self._look_whether_idle(share)
 
     def _job_ended(self, effect: dispatch.JobEnded) -> None:
         share = self.jobs[effect.job]
         if effect.cause is not dispatch.EndCause.CANCELLED:
-            self._send_up(JobRefuse(effect.job, "community", effect.reason[:4096]))
+            self._up.send(JobRefuse(effect.job, "community", effect.reason[:4096]))
         self._ended(share)
 
     def _ended(self, share: Share) -> None:
@@ -411,14 +408,14 @@ class Delegate(Dispatching[Share]):
         timer = self._idle.pop(name, None)
         if timer is not None:
             timer.cancel()
-        self._rows.pop(name, None)
+        self._up.forget(name)
         if self.jobs.pop(name, None) is not None:
             del self._open_shares[name]
             share.close()
             self._feed(dispatch.JobForgotten(name))
         self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
         if not self.jobs:
-            self._store.release_all(self._brought)
+            self._bringing.forget()
 
     # --- handing over -------------------------------------------------------------------------------------------------
 
@@ -450,20 +447,20 @@ class Delegate(Dispatching[Share]):
         if cut is None:
             return
         # What it names must have been told before.
-        self._flush()
+        self._up.flush()
         if len(cut.payload) > limits.INLINE_BYTES_MAX:
             try:
                 blob = self._store.put(cut.payload, share.hold)
             except BusyError as error:
                 # It cannot be handed over: the origin has these tasks run again.
-                self._send_up(JobRefuse(share.spec.job, "busy", str(error)[:4096]))
+                self._up.send(JobRefuse(share.spec.job, "busy", str(error)[:4096]))
                 self._close(share)
                 return
             payload = Payload(blob=blob, size_bytes=len(cut.payload))
         else:
             payload = Payload(inline=cut.payload, size_bytes=len(cut.payload))
         workers = cut.workers[: limits.SHARE_MEMBERS_MAX]
-        self._send_up(Partial(share.spec.job, share.partials, cut.rows, payload, workers))
+        self._up.send(Partial(share.spec.job, share.partials, cut.rows, payload, workers))
 
     @staticmethod
     def _is_fetched(share: Share, size_bytes: int) -> bool:
@@ -478,52 +475,19 @@ class Delegate(Dispatching[Share]):
             try:
                 blob = self._store.put(payload, share.hold)
             except BusyError as error:
-                self._up_row(share, (*row, Outcome.RETURNED_UNRUN, 0, _said(str(error)), worker))
+                self._up.row(share.spec.job, (*row, Outcome.RETURNED_UNRUN, 0, said(str(error)), worker))
                 return
             share.result_blobs[row] = blob
             sent = Payload(blob=blob, size_bytes=size)
         else:
             sent = Payload(inline=bytes(payload), size_bytes=size)
-        self._up_row(share, (*row, outcome, wall_us, sent, worker))
-
-    def _up_row(self, share: Share, row: _UpRow) -> None:
-        self._rows.setdefault(share.spec.job, []).append(row)
-        if self._flush_timer is None:
-            self._flush_timer = asyncio.get_running_loop().call_later(GATHER_S, self._flush)
-
-    def _flush(self) -> None:
-        """Send what has gathered: several results a frame."""
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        gathered, self._rows = self._rows, {}
-        for name, rows in gathered.items():
-            batch: list[_UpRow] = []
-            size = 0
-            for row in rows:
-                inline = len(row[4].inline)
-                if batch and (len(batch) >= limits.BATCH_TASKS_MAX or size + inline > limits.BATCH_BYTES_MAX):
-                    self._send_up(_results_of(name, batch))
-                    batch, size = [], 0
-                batch.append(row)
-                size += inline
-            if batch:
-                self._send_up(_results_of(name, batch))
-
-    def _send_up(self, message: Message) -> None:
-        if self._up is None:
-            return
-        try:
-            self._up.send(message)
-        except LinkClosedError:
-            # The hub tells link_down in its own turn, which ends the shares.
-            self._log.debug("not sent: the link is gone", peer=short_peer_id(self.origin))
+        self._up.row(share.spec.job, (*row, outcome, wall_us, sent, worker))
 
     def _tell_slots(self, *, anew: bool = False) -> None:
         slots = self._machine.slots()
         if slots != self._granted or anew:
             self._granted = slots
-            self._send_up(CommunityGrant(slots))
+            self._up.send(CommunityGrant(slots))
 
     def _keep_alive(self) -> None:
         """Say that shares which have work are alive, as long as there are any."""
@@ -542,42 +506,6 @@ class Delegate(Dispatching[Share]):
         self._alive_timer = None
         self._keep_alive()
 
-    # --- data ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def _brought(self) -> tuple[str, PeerId]:
-        """Label of what was brought here for the tasks of all shares."""
-        return ("brought", self.origin)
-
-    async def bring(self, blob: BlobId) -> Bytes | None:
-        """Data of the origin, over the wide link once however many ask; None where it has none. Only while a share is open."""
-        if not self.jobs or self._up is None:
-            return None
-        shared = self._bringing.get(blob)
-        if shared is None:
-            shared = self._bringing[blob] = asyncio.get_running_loop().create_future()
-            try:
-                shared.set_result(await self._fetch(blob, self._up))
-            finally:
-                if not shared.done():
-                    shared.set_result(None)
-                del self._bringing[blob]
-        return await asyncio.shield(shared)
-
-    async def _fetch(self, blob: BlobId, channel: Channel) -> Bytes | None:
-        try:
-            data = await channel.fetch(blob, limits.VALUE_BYTES_MAX)
-        except (P2PComputeError, OSError) as error:
-            self._log.info("data of a share not found", blob=blob.hex()[:12], cause=str(error))
-            return None
-        if self.jobs:
-            try:
-                self._store.put(data, self._brought, blob)
-            except BusyError as error:
-                # It is brought again for the next who asks.
-                self._log.info("data of a share not kept", blob=blob.hex()[:12], cause=str(error))
-        return data
-
     # --- inner --------------------------------------------------------------------------------------------------------
 
     def _feed(self, event: dispatch.Event) -> None:
@@ -585,39 +513,3 @@ class Delegate(Dispatching[Share]):
 
 
 _RECALLED = "it was recalled before it had begun"
-
-
-def _said(text: str) -> Payload:
-    data = text.encode()[: limits.TRACEBACK_CHARS_MAX]
-    return Payload(inline=data, size_bytes=len(data))
-
-
-def _results_of(name: JobId, rows: list[_UpRow]) -> Results:
-    """Rows with the peers that computed them, each peer named once."""
-    places: dict[PeerId, int] = {}
-    by = tuple(places.setdefault(row[5], len(places)) for row in rows if row[5])
-    # MERGED rows say it all together, with the partial aggregate.
-    if len(by) < len(rows) or len(places) > limits.SHARE_MEMBERS_MAX or all(row[2] is Outcome.MERGED for row in rows):
-        return Results(name, tuple(row[:5] for row in rows))
-    return Results(name, tuple(row[:5] for row in rows), tuple(places), by)
-
-
-def _spec_of(message: ShareOpen) -> JobSpec:
-    """The share as a job of this peer's machine. Raises UsageError, UnknownNameError for what no origin writes."""
-    if not isinstance(message.options, dict):
-        raise UsageError("the options of a share are a map")
-    options: JobOptions = options_of({name: message.options[name] for name in SHARE_OPTIONS if name in message.options})
-    aggregation = aggregation_of(message.aggregation)
-    if aggregation in (Aggregation.CUSTOM, Aggregation.CONCAT):
-        raise UsageError(f"results of aggregation {aggregation.value!r} are not merged in communities")
-    own = dataclasses.replace(
-        options,
-        # Further attempts are the origin's to give, and failures its to judge.
-        retries=0,
-        on_error=OnError.SKIP,
-        job_timeout_s=None,
-        coordination=Coordination.OFF,
-    )
-    return JobSpec(
-        JobId(message.share), message.name, ProgramId(message.program), "map", aggregation, "reduce", own, None
-    )

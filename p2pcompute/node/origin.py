@@ -109,7 +109,7 @@ class Origin(Dispatching[OriginJob]):
         #: The shares that coordinators of other communities have.
         self.seats = Seats()
         #: Partial aggregates that wait for the machine's word on whether they count, by (job, seat, number).
-        self._partials: dict[tuple[JobId, PeerId, int], PartialValue] = {}
+        self._partials: dict[tuple[JobId, PeerId, int], tuple[PartialValue, Partial]] = {}
         records.seen = lambda job, peer: self._machine.seen(job, peer, clock.monotonic())
         #: Told of peers that do what no honest one does; the composition root sets it.
         self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
@@ -410,15 +410,15 @@ class Origin(Dispatching[OriginJob]):
             self._bar(seat, f"sent a partial aggregate that is none: {error}")
             return
         key = (name, seat, message.number)
-        self._partials[key] = value
+        self._partials[key] = (value, message)
         self._pump.feed(dispatch.PartialArrived(seat, name, message.number, value.rows))
         # What the machine passed over came from a share that is over.
-        if self._partials.pop(key, None) is None:
-            job.computed_at(seat, message.workers, len(value.rows))
+        self._partials.pop(key, None)
 
     def _partial_taken(self, effect: dispatch.PartialTaken) -> None:
         job = self.jobs[effect.job]
-        value = self._partials.pop((effect.job, effect.peer, effect.number))
+        value, message = self._partials.pop((effect.job, effect.peer, effect.number))
+        job.computed_at(effect.peer, message.workers, len(value.rows))
         try:
             added = job.merged(value)
         except Exception as error:

@@ -70,7 +70,7 @@ class Seats:
         self._given: dict[JobId, tuple[JobId, PeerId]] = {}
         #: Share by (seat, job).
         self._shares: dict[tuple[PeerId, JobId], JobId] = {}
-        #: Delegations signed for each open job.
+        #: The epoch of each open job: it rises when somebody takes over, so that lenders refuse whoever had the work before.
         self._epochs: dict[JobId, int] = {}
 
     def regions(self, regions: tuple[Region, ...]) -> None:
@@ -91,7 +91,7 @@ class Seats:
         if region is None or self.delegating is None:
             return None
         self.close(spec.job, seat)
-        epoch = self._epochs[spec.job] = self._epochs.get(spec.job, 0) + 1
+        epoch = self._epochs.setdefault(spec.job, 1)
         share, delegation = self.delegating.share_of(spec, program_bytes, coordinator_of(seat), epoch)
         self._given[share] = (spec.job, seat)
         self._shares[seat, spec.job] = share
@@ -112,6 +112,8 @@ class Seats:
         share = self._shares.pop((seat, job), None)
         if share is not None:
             del self._given[share]
+            if job in self._epochs:
+                self._epochs[job] += 1
 
     def jobs_at(self, seat: PeerId) -> tuple[JobId, ...]:
         """Jobs of which `seat` has a share."""

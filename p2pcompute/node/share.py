@@ -9,17 +9,20 @@ links, peers, the machine.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2pcompute.execution.values import Encoded, decode, encode
 from p2pcompute.jobs.aggregate import Aggregator
 from p2pcompute.jobs.reduce import ReducePlan, Step
+from p2pcompute.jobs.submit import aggregation_of, options_of
 from p2pcompute.jobs.taskset import TaskSet
 from p2pcompute.model import limits
-from p2pcompute.model.errors import BusyError, P2PComputeError
-from p2pcompute.model.ids import REDUCE_BASE, BlobId, PeerId, TaskIndex
-from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, JobSpec, Outcome, Payload
+from p2pcompute.model.errors import BusyError, P2PComputeError, UsageError
+from p2pcompute.model.ids import REDUCE_BASE, BlobId, JobId, PeerId, ProgramId, TaskIndex
+from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, JobOptions, JobSpec, OnError, Outcome, Payload
+from p2pcompute.model.placement import Coordination
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.dispatching import Staged
 from p2pcompute.node.origin_job import REDUCE_ENTRY
@@ -322,3 +325,24 @@ class Share:
         self.argument_bytes -= len(payload.inline)
         if payload.blob is not None and is_held:
             self._store.release(BlobId(payload.blob), self.hold)
+
+
+def spec_of(message: ShareOpen) -> JobSpec:
+    """The share as a job of this peer's machine. Raises UsageError, UnknownNameError for what no origin writes."""
+    if not isinstance(message.options, dict):
+        raise UsageError("the options of a share are a map")
+    options: JobOptions = options_of({name: message.options[name] for name in SHARE_OPTIONS if name in message.options})
+    aggregation = aggregation_of(message.aggregation)
+    if aggregation in (Aggregation.CUSTOM, Aggregation.CONCAT):
+        raise UsageError(f"results of aggregation {aggregation.value!r} are not merged in communities")
+    own = dataclasses.replace(
+        options,
+        # Further attempts are the origin's to give, and failures its to judge.
+        retries=0,
+        on_error=OnError.SKIP,
+        job_timeout_s=None,
+        coordination=Coordination.OFF,
+    )
+    return JobSpec(
+        JobId(message.share), message.name, ProgramId(message.program), "map", aggregation, "reduce", own, None
+    )

@@ -65,9 +65,9 @@ def odd_ones_fail(x: int) -> Any:
     return vector(x)
 
 
-def dies_at_seven(x: int) -> int:
-    if x == 7 and not Path(os.environ["P2P_MARK"]).exists():
-        Path(os.environ["P2P_MARK"]).touch()
+def dies_at_seven(mark: str, x: int) -> int:
+    if x == 7 and not Path(mark).exists():
+        Path(mark).touch()
         os._exit(3)
     return x
 

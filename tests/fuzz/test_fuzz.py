@@ -68,12 +68,12 @@ def test_only_named_errors_come_out(name: str) -> None:
     @given(st.data())
     def attack(data: st.DataObject) -> None:
         payload = data.draw(hostile(found), label="payload")
-        before = time.perf_counter()
+        before = time.thread_time()
         try:
             decoder.call(payload)
         except decoder.raises:
             pass
-        seconds = time.perf_counter() - before
+        seconds = time.thread_time() - before
         assert seconds < SECONDS_PER_CALL_MAX, f"{len(payload)} bytes took {seconds:.1f} s"
 
     found = decoder.samples()

@@ -1,0 +1,60 @@
+"""Data of an origin that the tasks of its shares need: over the wide link once, however many ask, and kept while a share is open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from structlog.typing import FilteringBoundLogger
+
+from p2pcompute.model import limits
+from p2pcompute.model.errors import BusyError, P2PComputeError
+from p2pcompute.model.ids import BlobId, PeerId
+from p2pcompute.node.channels import Channel
+from p2pcompute.storage.blobs import BlobStore
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Bringing:
+    """Data of `origin`."""
+
+    def __init__(self, origin: PeerId, store: BlobStore, log: FilteringBoundLogger) -> None:
+        self._store = store
+        self._log = log
+        #: Label of what it keeps.
+        self._label = ("brought", origin)
+        #: What is on its way, by digest.
+        self._underway: dict[BlobId, asyncio.Future[Bytes | None]] = {}
+
+    async def bring(self, blob: BlobId, channel: Channel, keep: Callable[[], bool]) -> Bytes | None:
+        """The data from the end of `channel`, None where it has none; kept for the next who asks if `keep()` then says so."""
+        shared = self._underway.get(blob)
+        if shared is not None:
+            return await asyncio.shield(shared)
+        shared = self._underway[blob] = asyncio.get_running_loop().create_future()
+        data = None
+        try:
+            data = await self._fetch(blob, channel, keep)
+        finally:
+            del self._underway[blob]
+            shared.set_result(data)
+        return data
+
+    def forget(self) -> None:
+        """No share is open any more."""
+        self._store.release_all(self._label)
+
+    async def _fetch(self, blob: BlobId, channel: Channel, keep: Callable[[], bool]) -> Bytes | None:
+        try:
+            data = await channel.fetch(blob, limits.VALUE_BYTES_MAX)
+        except (P2PComputeError, OSError) as error:
+            self._log.info("data of a share not found", blob=blob.hex()[:12], cause=str(error))
+            return None
+        if keep() and not self._store.is_held(blob, self._label):
+            try:
+                self._store.put(data, self._label, blob)
+            except BusyError as error:
+                # It is brought again for the next who asks.
+                self._log.info("data of a share not kept", blob=blob.hex()[:12], cause=str(error))
+        return data
