@@ -22,7 +22,7 @@ from p2pcompute.model.ids import BlobId, JobId, PeerId, TaskIndex, format_job_id
 from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.bringing import Bringing
-from p2pcompute.node.channels import SMALL_BYTES, Channel
+from p2pcompute.node.channels import Channel
 from p2pcompute.node.dispatching import Dispatching
 from p2pcompute.node.share import Share, spec_of
 from p2pcompute.node.supervise import Supervisor
@@ -110,8 +110,6 @@ class Delegate(Dispatching[Share]):
 
     def linked(self, channel: Channel) -> None:
         """There is a new link to the origin, perhaps in place of one over which it has shares here."""
-        if self._up.channel is None:
-            return
         self._up.channel = channel
         for share in self.jobs.values():
             share.channel = channel
@@ -255,24 +253,13 @@ class Delegate(Dispatching[Share]):
         if row is None or row not in share.fetching or not share.is_open:
             return
         if not why:
-            why = self._hold(share, payload.blob, data)
+            why = share.hold_blob(payload.blob, data)
         if not why:
             share.fetching.discard(row)
             self._feed(dispatch.TasksAdded(share.spec.job, (inner,)))
             return
         share.let_go(inner)
         self._up.row(share.spec.job, (*row, Outcome.RETURNED_UNRUN, 0, said(why), PeerId(b"")))
-
-    def _hold(self, share: Share, blob: BlobId, data: Bytes | None) -> str:
-        """Hold a blob that is here, or has just come as `data`; empty, or why not."""
-        try:
-            if data is not None:
-                self._store.put(data, share.hold, blob)
-            elif not self._store.hold(blob, share.hold):
-                return "its arguments are not here any more"
-        except BusyError as error:
-            return str(error)
-        return ""
 
     def _cancel(self, message: TasksCancel) -> None:
         share = self.jobs[JobId(message.job)]
@@ -337,18 +324,9 @@ class Delegate(Dispatching[Share]):
 
     def _news(self, message: TaskNews) -> None:
         """Progress and output, in the origin's numbers; of merges nobody asked."""
-        share = self.jobs[JobId(message.job)]
-        progress, output = [], []
-        for inner, fraction, text in message.progress:
-            row = share.row_of(TaskIndex(inner))
-            if row is not None:
-                progress.append((row[0], fraction, text))
-        for inner, stream, data in message.output:
-            row = share.row_of(TaskIndex(inner))
-            if row is not None:
-                output.append((row[0], stream, data))
-        if progress or output:
-            self._up.send(TaskNews(message.job, tuple(progress), tuple(output)))
+        news = self.jobs[JobId(message.job)].news(message)
+        if news is not None:
+            self._up.send(news)
 
     # --- effects ------------------------------------------------------------------------------------------------------
 
@@ -375,7 +353,7 @@ class Delegate(Dispatching[Share]):
                 continue
             task, attempt = share.settle(report.task)
             stays = False
-            if report.outcome is Outcome.RETURNED or not self._is_fetched(share, len(payload)):
+            if report.outcome is Outcome.RETURNED or not share.is_fetched(len(payload)):
                 stays, merges = share.merge(task, attempt, report.outcome, payload, peer)
                 added.extend(merges)
             if stays:
@@ -464,16 +442,11 @@ class Delegate(Dispatching[Share]):
         workers = cut.workers[: limits.SHARE_MEMBERS_MAX]
         self._up.send(Partial(share.spec.job, share.partials, cut.rows, payload, workers))
 
-    @staticmethod
-    def _is_fetched(share: Share, size_bytes: int) -> bool:
-        """Whether a result of this size is left to be fetched."""
-        return size_bytes > limits.INLINE_BYTES_MAX or (size_bytes > SMALL_BYTES and share.channel.is_behind)
-
     def _up_result(
         self, share: Share, row: tuple[int, int], outcome: Outcome, wall_us: int, payload: Bytes, worker: PeerId
     ) -> None:
         size = len(payload)
-        if self._is_fetched(share, size):
+        if share.is_fetched(size):
             try:
                 blob = self._store.put(payload, share.hold)
             except BusyError as error:

@@ -23,12 +23,12 @@ from p2pcompute.model.errors import BusyError, P2PComputeError, UsageError
 from p2pcompute.model.ids import REDUCE_BASE, BlobId, JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, JobOptions, JobSpec, OnError, Outcome, Payload
 from p2pcompute.model.placement import Coordination
-from p2pcompute.node.channels import Channel
+from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.dispatching import Staged
 from p2pcompute.node.origin_job import REDUCE_ENTRY
 from p2pcompute.node.partials import Range, ranges_of, write_nodes
 from p2pcompute.storage.blobs import BlobStore
-from p2pcompute.wire.messages import ShareOpen
+from p2pcompute.wire.messages import ShareOpen, TaskNews
 
 Bytes = bytes | bytearray | memoryview
 
@@ -179,6 +179,34 @@ class Share:
             self.argument_bytes -= len(payload.inline)
             payload = self._arguments[task] = Payload(blob=blob, size_bytes=len(payload.inline))
         return payload
+
+    def hold_blob(self, blob: BlobId, data: Bytes | None) -> str:
+        """Hold a blob of arguments that is here, or has just come as `data`; empty, or why not."""
+        try:
+            if data is not None:
+                self._store.put(data, self.hold, blob)
+            elif not self._store.hold(blob, self.hold):
+                return "its arguments are not here any more"
+        except BusyError as error:
+            return str(error)
+        return ""
+
+    def is_fetched(self, size_bytes: int) -> bool:
+        """Whether a result of this size is left to be fetched by the origin."""
+        return size_bytes > limits.INLINE_BYTES_MAX or (size_bytes > SMALL_BYTES and self.channel.is_behind)
+
+    def news(self, message: TaskNews) -> TaskNews | None:
+        """What a member says of running tasks, in the origin's numbers; of merges nobody asked."""
+        progress, output = [], []
+        for inner, fraction, text in message.progress:
+            row = self.row_of(TaskIndex(inner))
+            if row is not None:
+                progress.append((row[0], fraction, text))
+        for inner, stream, data in message.output:
+            row = self.row_of(TaskIndex(inner))
+            if row is not None:
+                output.append((row[0], stream, data))
+        return TaskNews(message.job, tuple(progress), tuple(output)) if progress or output else None
 
     def entry(self, task: TaskIndex) -> int:
         """Which entry of the program inner `task` runs."""

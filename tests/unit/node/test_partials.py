@@ -149,3 +149,22 @@ def test_a_reduction_covers_what_it_names_and_what_was_left_out() -> None:
 def test_a_reduction_that_covers_anything_else_is_refused(ranges: Any, payload: bytes, skipped: Any) -> None:
     with pytest.raises((P2PComputeError, ValueError)):
         read_partial(Aggregation.REDUCE, ranges, payload, 40, skipped)
+
+
+@pytest.mark.parametrize("aggregation", [Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Aggregation.REDUCE])
+def test_damaged_values_are_refused_or_read_never_anything_else(aggregation: Aggregation) -> None:
+    rng = random.Random(str(aggregation))
+    values: dict[int, Any] = {4: np.arange(4.0), 5: np.ones(4)}
+    whole = nodes((4, 1), (5, [2.5, "x"])) if aggregation is Aggregation.REDUCE else encode(of(aggregation, values))
+    refused = 0
+    for _ in range(1_500):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            read_partial(
+                aggregation, ((4, 2, 1),), bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]), 6, ()
+            )
+        except (P2PComputeError, ValueError):
+            refused += 1
+    assert refused
