@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -49,8 +50,9 @@ _FLUSH_BYTES = 256 * 1024
 #: Pings whose answers are awaited: the answer of an older one tells nothing.
 _PINGS_MAX = 8
 _NO_BYTES = memoryview(b"")
-#: Weight of a new round trip in the smoothed one (RFC 6298).
-RTT_WEIGHT = 0.125
+#: Answers whose shortest time is the round trip. Busy peers and full queues only ever add to it, and a link comes up when its ends are
+#: busiest, with all their handshakes: a smoothed one (RFC 6298) held that against the link for minutes, at a ping every 20 s.
+RTT_SAMPLES = 5
 
 
 class LinkOwner(Protocol):
@@ -107,6 +109,9 @@ class Link:
         self.opened_at = clock.monotonic()
         #: When anything last arrived, `monotonic` seconds.
         self.heard_at = self.opened_at
+        #: The last round trips, `RTT_SAMPLES` at most, seconds.
+        self._round_trips: deque[float] = deque(maxlen=RTT_SAMPLES)
+        #: The shortest of them; None before the first.
         self.rtt_s: float | None = None
         self.bandwidth_mbps: float | None = None
         self.bytes_in = 0
@@ -316,6 +321,10 @@ class Link:
 
     # --- heartbeat ------------------------------------------------------------------------------------------------------
 
+    def is_ping_due(self, now: float, interval_s: float) -> bool:
+        """Whether it is time for a ping: `interval_s` after the last one, and at every look until there are enough round trips."""
+        return len(self._round_trips) < RTT_SAMPLES or now - self.pinged_at >= interval_s
+
     def ping(self) -> None:
         """Ask for a sign of life; the answer gives the round trip."""
         if self.state is not LinkState.UP and self.state is not LinkState.PROPOSED:
@@ -332,7 +341,8 @@ class Link:
         if sent is None:
             return
         sample_s = max(self._clock.monotonic() - sent - pong.held_us / 1e6, 0.0)
-        self.rtt_s = sample_s if self.rtt_s is None else self.rtt_s + RTT_WEIGHT * (sample_s - self.rtt_s)
+        self._round_trips.append(sample_s)
+        self.rtt_s = min(self._round_trips)
 
     # --- the carrier's side ---------------------------------------------------------------------------------------------
 

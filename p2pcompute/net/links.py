@@ -174,7 +174,7 @@ class LinkHub:
                 link.abort()
             elif now_wall > link.expires_wall:
                 link.fail(AdmissionError(AdmissionReason.EXPIRED, MEMBERSHIP_ENDED, link.named()))
-            elif now - link.pinged_at >= self._settings.heartbeat_interval_s:
+            elif link.is_ping_due(now, self._settings.heartbeat_interval_s):
                 link.ping()
         for link in list(self._open):
             # Replaced ones too: whoever dials again and again would else pile up what it never takes.

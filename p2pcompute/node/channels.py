@@ -66,7 +66,7 @@ class LinkChannel:
 
     @property
     def rtt_s(self) -> float:
-        """The link's smoothed round trip."""
+        """The link's round trip: the shortest of the last few answers."""
         return self.link.rtt_s or 0.0
 
     @property

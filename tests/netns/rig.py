@@ -288,10 +288,10 @@ class Host:
         if plugged:
             self.rig._routes(self)
 
-    def rate(self, mbit_per_s: float) -> None:
-        """Limit what this host sends."""
+    def rate(self, mbit_per_s: float, interface: str = INTERFACE) -> None:
+        """Limit what this host sends, by `interface`."""
         kbit = max(1, round(mbit_per_s * 1000))
-        arguments = ("qdisc", "replace", "dev", INTERFACE, "root", "tbf", "rate", f"{kbit}kbit")
+        arguments = ("qdisc", "replace", "dev", interface, "root", "tbf", "rate", f"{kbit}kbit")
         self.command("tc", *arguments, "burst", "64kb", "latency", "400ms")
 
 

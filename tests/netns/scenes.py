@@ -14,19 +14,22 @@ removed at the end, whatever happened.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.netns.rig import Host, Lan, Rig
+from tests.netns.rig import Host, Lan, Process, Rig
 from tests.support.peers import WAIT_S, Machine, PeerProcess, machine, until_now
 
+#: Where the packages of the tests are.
+ROOT = Path(__file__).parents[2]
 #: A data folder whose clock is so far behind that what ended since then is still valid there.
 CLOCK_BEHIND = "import time\n_true = time.time\ntime.time = lambda: _true() - {seconds}\n"
 
@@ -131,6 +134,17 @@ def all_linked(peers: Sequence[PeerProcess], timeout_s: float = WAIT_S) -> None:
                 f"\n--- {path.name} ---\n{path.read_text()[-3000:]}" for path in {each.log for each in peers}
             )
             raise AssertionError(f"not within {timeout_s} s: {name} has no link to {missing}{logs}") from None
+
+
+def forked(owner: Machine, peers: Mapping[Host, Sequence[str]]) -> Process:
+    """`p2pcompute up` with these arguments on each of `peers`, all of them with the data folder of `owner`, for the price of one start.
+
+    They are children of the process that comes back, which prints what they print.
+    """
+    told = json.dumps([[host.namespace.pid, arguments] for host, arguments in peers.items()])
+    code = "from tests.support.forked_peers import main; main()"
+    environ = {"P2PCOMPUTE_HOME": str(owner.home), "PYTHONPATH": ahead_on_path(ROOT)}
+    return next(iter(peers)).python(code, told, env=environ)
 
 
 def own_name(peer: PeerProcess) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from p2pcompute.node.folders import Folders
 from tests.netns.rig import require_rig, wait_until
-from tests.netns.scenes import all_linked, own_name, scene
+from tests.netns.scenes import all_linked, forked, own_name, scene
 from tests.support.peers import Machine, PeerProcess, until_now
 
 pytestmark = pytest.mark.netns
@@ -19,23 +19,6 @@ THIRTY = 30
 WITHIN_S = 100
 #: A peer alone has about 65 MB, one with 29 links up to 160: this shows a leak, not the last megabyte.
 MEMORY_MB_MAX = 256
-#: Runs a peer that lends nothing in the network namespace of each process named. The price of thirty starts is one start.
-FORK = """
-import ctypes, os, signal, sys
-import p2pcompute.node.service
-from p2pcompute.app.main import main
-CLONE_NEWNET = 0x40000000
-setns = ctypes.CDLL(None, use_errno=True).setns
-for number, holder in enumerate(sys.argv[1:], 1):
-    if os.fork() == 0:
-        with open(f"/proc/{holder}/ns/net") as namespace:
-            if setns(namespace.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        sys.argv = ["p2pcompute", "up", "--name", f"peer{number:02}", "--slots", "0"]
-        main()
-        sys.exit()
-signal.pause()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +83,7 @@ def test_thirty_peers_in_one_subnet() -> None:
         hosts = [stage.rig.host(f"peer{number:02}", lan) for number in range(1, THIRTY + 1)]
         owner = stage.machine_at(hosts[0], "all")
         owner.run("network", "create", "home")
-        holders = [str(host.namespace.pid) for host in hosts]
-        parent = hosts[0].python(FORK, *holders, env={"P2PCOMPUTE_HOME": str(owner.home)})
+        parent = forked(owner, {host: ("--name", host.name, "--slots", "0") for host in hosts})
         folders = Folders.beneath(owner.home)
         numbers = range(1, THIRTY + 1)
         wait_until(lambda: parent.stdout().count(" is up: ") == THIRTY, WITHIN_S, "all are up", parent)

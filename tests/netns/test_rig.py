@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.rig import Host, Lan, Process, Rig, require_rig, wait_until
+from tests.netns.wide import WideNetwork, require_wide
 
 pytestmark = pytest.mark.netns
 
@@ -182,3 +183,46 @@ def test_the_namespaces_die_with_the_process_that_made_them() -> None:
         assert _alive(holder)
         maker.kill()
     wait_until(lambda: not _alive(holder), 10, "the holder is gone")
+
+
+def test_sites_are_as_far_from_each_other_as_asked_for_and_their_kernels_count() -> None:
+    require_rig("tc")
+    require_wide()
+    echo = """
+import socket
+server = socket.create_server(("", 7777))
+print("listening", flush=True)
+connection, _ = server.accept()
+count = 0
+while data := connection.recv(65536):
+    count += len(data)
+print("heard", count, flush=True)
+"""
+    send = """
+import socket, sys, time
+began = time.monotonic()
+connection = socket.create_connection((sys.argv[1], 7777))
+print("answered after", time.monotonic() - began, flush=True)
+connection.sendall(bytes(300_000))
+"""
+    with Rig() as rig:
+        wide = WideNetwork(rig, sites=3, delay_ms=20, mbit_per_s=50)
+        anna, ben, cleo = (rig.host(f"host{site}", lan) for site, lan in enumerate(wide.lans, 1))
+        before = wide.sent_bytes()
+        for sender, receiver, crossings in (
+            (anna, cleo, 1),
+            (cleo, ben, 1),
+            (anna, rig.host("neighbour", anna.lan), 0),
+        ):
+            server = receiver.python(echo)
+            wait_until(lambda: "listening" in server.stdout(), 10, "the server listens", server)  # noqa: B023
+            client = sender.python(send, receiver.address)
+            wait_until(lambda: "heard 300000" in server.stdout(), 20, "all has come", server, client)  # noqa: B023
+            round_trip_s = float(client.stdout().split()[-1])
+            assert round_trip_s >= 2 * 0.020 * crossings
+            now = wide.sent_bytes()
+            assert 300_000 * crossings <= now - before <= 450_000 * crossings + 10_000
+            before = now
+        assert wide.is_carrying
+        relay = wide.relay_pid
+    wait_until(lambda: not Path(f"/proc/{relay}").exists(), 5, "the relay has gone with the rig")

@@ -1,7 +1,7 @@
 """latency_based: the nearest peer first, and none that is too far.
 
-Formula: score = average round trip · (1 + 0.5 · load), lowest first; load is our slots in use there over those granted, or
-the record's tasks per slot where that is more. The average is the link's smoothed round trip, measured from this very
+Formula: score = round trip · (1 + 0.5 · load), lowest first; load is our slots in use there over those granted, or
+the record's tasks per slot where that is more. The round trip is the link's, the shortest of its last few, measured from this very
 place: every submitting peer has a history of its own. Peers beyond `max_latency_s` (100 ms where the job says nothing) are left out;
 with `prefer_local` this machine comes first, then its own community.
 """

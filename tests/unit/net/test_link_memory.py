@@ -19,10 +19,10 @@ from p2pcompute.model.errors import (
 )
 from p2pcompute.model.ids import PeerId
 from p2pcompute.model.peer import Address
-from p2pcompute.net.link import Link, LinkSettings
+from p2pcompute.net.link import RTT_SAMPLES, Link, LinkSettings
 from p2pcompute.net.memory import MemoryNetwork
 from p2pcompute.wire.framing import FrameType, frame_header, message_frame
-from p2pcompute.wire.messages import BlobMissing, BlobWant, Goodbye, Grant
+from p2pcompute.wire.messages import BlobMissing, BlobWant, Goodbye, Grant, Pong
 from tests.unit.net.link_help import FakeIdentity, Later, Recorder, Side, fake_identities, sides, until
 
 QUICK = LinkSettings.test()
@@ -46,6 +46,47 @@ def test_a_link_comes_up_and_carries_messages_both_ways() -> None:
         assert [error for _, error in one.events.down + two.events.down] == [None, None]
         assert not one.hub.links
         assert not two.hub.links
+
+    asyncio.run(main())
+
+
+class Stopped:
+    """A clock that a test moves."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+
+def test_a_busy_moment_is_no_long_round_trip() -> None:
+    async def main() -> None:
+        async with sides(fake_identities(2), network=MemoryNetwork()) as (one, two):
+            link = await one.hub.dial(two.address, two.peer)
+            clock = link._clock = Stopped()
+            link._round_trips.clear()
+
+            def answered_after(seconds: float, held_s: float = 0.0) -> float | None:
+                link.ping()
+                clock.now += seconds
+                link._ponged(Pong(link._next_ping - 1, round(held_s * 1e6)))
+                return link.rtt_s
+
+            # Both ends shake hands with all the others, then they have time.
+            assert answered_after(0.9) == pytest.approx(0.9)
+            assert link.is_ping_due(clock.now, 20.0), "one answer says little"
+            assert answered_after(0.03) == pytest.approx(0.03)
+            assert answered_after(0.5) == pytest.approx(0.03)
+            assert answered_after(0.52, held_s=0.5) == pytest.approx(0.02)
+            assert link.is_ping_due(clock.now, 20.0)
+            assert answered_after(0.04) == pytest.approx(0.02)
+            assert not link.is_ping_due(clock.now + 19.9, 20.0)
+            assert link.is_ping_due(clock.now + 20.0, 20.0)
+            # A way that has become longer is believed once all answers say so.
+            assert [answered_after(0.1) for _ in range(RTT_SAMPLES)][-1] == pytest.approx(0.1)
 
     asyncio.run(main())
 
