@@ -302,24 +302,23 @@ class JobBook:
                     done.discarded += report.outcome not in HARMLESS
                     continue
             outcome = report.outcome
-            if outcome is Outcome.MERGED and not (share.is_seat and self.merges and task < REDUCE_BASE):
-                # No partial aggregate could ever name it: whoever says so has nothing to show for it.
-                self._lose(
-                    task, held, Attempt(peer, Outcome.RETURNED_UNRUN, report.wall_s, "merged by nobody's leave"), done
-                )
-            elif outcome is Outcome.MERGED:
-                self._merge(task, held)
-                learned += 1
-                learned_s += report.wall_s
-            elif outcome in FINAL_OUTCOMES:
+            if outcome in FINAL_OUTCOMES:
                 settle(task, held, done)
                 done.completed.append((report, peer))
                 if outcome is Outcome.RETURNED or outcome is Outcome.RAISED:
                     learned += 1
                     learned_s += report.wall_s
                 self.failed += outcome is not Outcome.RETURNED
-            else:
+            elif outcome is not Outcome.MERGED:
                 self._lose(task, held, Attempt(peer, outcome, report.wall_s, report.detail), done)
+            elif share.is_seat and self.merges and task < REDUCE_BASE:
+                self._merge(task, held)
+                learned += 1
+                learned_s += report.wall_s
+            else:
+                # No partial aggregate could ever name it: whoever says so has nothing to show for it.
+                unrun = Attempt(peer, Outcome.RETURNED_UNRUN, report.wall_s, "merged by nobody's leave")
+                self._lose(task, held, unrun, done)
         self.done_by_peer[peer] = self.done_by_peer.get(peer, 0) + len(done.completed)
         self.duplicates += done.discarded
         self.again.extendleft(reversed(done.requeued))
