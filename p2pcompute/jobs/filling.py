@@ -113,7 +113,15 @@ class Filling:
         all_of_them = coordinating.capacities(book, self._roster)
         fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
         room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held
-        return max(0, min(max(count, fair), book.waiting, room))
+        wanted = max(count, fair)
+        if self._merges_groups(book):
+            wanted += -wanted % limits.REDUCE_FAN_IN
+        return max(0, min(wanted, book.waiting, room))
+
+    @staticmethod
+    def _merges_groups(book: JobBook) -> bool:
+        """Whether coordinators merge neighbours: of a group that is not whole every single value travels."""
+        return book.merges and book.spec.aggregation is Aggregation.REDUCE
 
     def _even_part(self, share: Share, now: float) -> int:
         """How many more tasks the peer may have while others with less have free slots, where the strategy spreads them."""
@@ -127,8 +135,16 @@ class Filling:
     def _send(self, lender: Lender, share: Share, count: int, now: float, out: list[Effect]) -> bool:
         book = share.job
         if share.is_seat:
-            align = limits.REDUCE_FAN_IN if book.merges and book.spec.aggregation is Aggregation.REDUCE else 1
-            leases = book.lease_to_seat(share, count, now, align=align, reductions=not self._has_peers(book))
+            near = self._slots_near(book)
+            leases = book.lease_to_seat(
+                share,
+                count,
+                now,
+                align=limits.REDUCE_FAN_IN if self._merges_groups(book) else 1,
+                # What peers near the submitter take up as soon as they are free is not worth a group that is torn.
+                breaks=book.waiting > near,
+                reductions=not near,
+            )
         else:
             leases = book.lease(share, count, now, lambda task: self._has_other(share, task, now))
         if not leases:
@@ -143,9 +159,13 @@ class Filling:
             self._roster.watch_loads(share, now)
         return True
 
-    def _has_peers(self, book: JobBook) -> bool:
-        """Whether the job is open at peers that no seat stands for: what merges the results of all belongs near the submitter."""
-        return any(not share.is_seat and self._roster.is_open_at(share) for share in book.shares.values())
+    def _slots_near(self, book: JobBook) -> int:
+        """Slots of peers that no seat stands for, where the job is open: what merges the results of all belongs near the submitter."""
+        return sum(
+            self._roster.slots_at(share.peer)
+            for share in book.shares.values()
+            if not share.is_seat and self._roster.is_open_at(share)
+        )
 
     def _has_other(self, share: Share, task: TaskIndex, now: float) -> bool:
         """Whether another peer, at which `task` has not failed, could run it."""

@@ -205,11 +205,13 @@ class JobBook:
                 rows.append(Lease(task, 1))
         return tuple(rows)
 
-    def lease_to_seat(self, share: Share, count: int, now: float, *, align: int, reductions: bool) -> tuple[Lease, ...]:
+    def lease_to_seat(
+        self, share: Share, count: int, now: float, *, align: int, breaks: bool, reductions: bool
+    ) -> tuple[Lease, ...]:
         """Lease up to `count` waiting tasks to a seat, repeated ones first. `reductions`: these too.
 
         `align` above 1: whole groups of so many neighbours where there are as many, from the end of the queue, whose front is other
-        peers'; so the coordinator can merge what belongs together.
+        peers'; so the coordinator can merge what belongs together. `breaks`: else single tasks too.
         """
         rows: list[Lease] = []
         kept: list[TaskIndex] = []
@@ -221,7 +223,14 @@ class JobBook:
                 rows.append(self._lease_again(task, share, now, self.leases))
         self.again.extendleft(reversed(kept))
         tasks = (
-            take_waiting(self.fresh, count - len(rows), align, is_whole=self.inputs_ended, reductions=reductions)
+            take_waiting(
+                self.fresh,
+                count - len(rows),
+                align,
+                is_whole=self.inputs_ended,
+                breaks=breaks,
+                reductions=reductions,
+            )
             if count > len(rows)
             else []
         )
