@@ -7,7 +7,8 @@ the community's key node, runs the same machine on what it is given (`node/coord
   requirements, money, preferences or a strategy, places each task itself.
 - A peer that a seat stands for gets nothing of the job directly. Seats that go or refuse are replaced by their stand-ins; where
   none is left, the peers of the community are lenders like others.
-- A seat gets half of what would be fair of all that waits, in one message, and again when that runs low: few large shares
+- A seat that has reported nothing yet gets two tasks a slot: how long its tasks take there is not known, nor when the data that they
+  need has come. Then it gets half of what would be fair of all that waits, in one message, and again when that runs low: few large shares
   first, and small ones at the end, so that a community which is slower than it was thought to be holds up little (factoring: Hummel,
   Schonberg and Flynn, 1992).
 - What a task came to may stay with the coordinator, merged with others (`Outcome.MERGED`): it is settled when a partial aggregate that
@@ -37,6 +38,8 @@ MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Ag
 SEAT_PATIENCE_S = 30.0
 #: A seat that owes nothing but a partial aggregate, and has said nothing for so long, is replaced.
 PARTIAL_PATIENCE_S = 10.0
+#: Tasks a slot that a seat is given before it has reported anything.
+FIRST_ROUNDS = 2
 #: Part of the fair share that a seat is given at once.
 AT_ONCE = 0.5
 
@@ -132,6 +135,11 @@ def share_size(waiting: int, capacity: float, capacity_of_all: float) -> int:
     if capacity_of_all <= 0.0:
         return 0
     return math.ceil(waiting * AT_ONCE * min(capacity / capacity_of_all, 1.0))
+
+
+def first_share_size(slots: int, out: int) -> int:
+    """Tasks for a seat that has reported nothing yet and holds `out`: what its tasks need may still be on its way there."""
+    return max(0, FIRST_ROUNDS * slots - out)
 
 
 def capacities(book: JobBook, roster: Roster) -> dict[PeerId, float]:

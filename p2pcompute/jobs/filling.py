@@ -110,8 +110,11 @@ class Filling:
     def _tasks_for_seat(self, lender: Lender, share: Share, count: int) -> int:
         """`count` would do as for any peer: a seat gets more, since its tasks travel together."""
         book = share.job
-        all_of_them = coordinating.capacities(book, self._roster)
-        fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
+        if share.speed.task_s is None:
+            fair = coordinating.first_share_size(lender.slots, share.out)
+        else:
+            all_of_them = coordinating.capacities(book, self._roster)
+            fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
         room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held
         wanted = max(count, fair)
         if self._merges_groups(book):
