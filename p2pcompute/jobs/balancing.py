@@ -130,6 +130,9 @@ class Balancing:
         mean_s = _mean_s(rows)
         asked = []
         for row, count in zip(rows, leaving, strict=True):
+            if row.share.is_seat and book.merges_groups:
+                # What its coordinator merges is torn apart otherwise, and travels value by value.
+                count -= count % limits.REDUCE_FAN_IN
             leases = book.recall(row.share, count, kept=row.lender.slots) if count else ()
             if not leases:
                 continue

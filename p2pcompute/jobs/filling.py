@@ -15,7 +15,7 @@ from p2pcompute.jobs.roster import Alarm, Lender, Roster
 from p2pcompute.jobs.shares import Share, ShareState
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId, TaskIndex
-from p2pcompute.model.job import Aggregation, Lease
+from p2pcompute.model.job import Lease
 
 
 class Filling:
@@ -117,14 +117,9 @@ class Filling:
             fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
         room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held
         wanted = max(count, fair)
-        if self._merges_groups(book):
+        if book.merges_groups:
             wanted += -wanted % limits.REDUCE_FAN_IN
         return max(0, min(wanted, book.waiting, room))
-
-    @staticmethod
-    def _merges_groups(book: JobBook) -> bool:
-        """Whether coordinators merge neighbours: of a group that is not whole every single value travels."""
-        return book.merges and book.spec.aggregation is Aggregation.REDUCE
 
     def _even_part(self, share: Share, now: float) -> int:
         """How many more tasks the peer may have while others with less have free slots, where the strategy spreads them."""
@@ -143,7 +138,7 @@ class Filling:
                 share,
                 count,
                 now,
-                align=limits.REDUCE_FAN_IN if self._merges_groups(book) else 1,
+                align=limits.REDUCE_FAN_IN if book.merges_groups else 1,
                 # What peers near the submitter take up as soon as they are free is not worth a group that is torn.
                 breaks=book.waiting > near,
                 reductions=not near,

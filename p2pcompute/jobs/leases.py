@@ -23,7 +23,7 @@ from p2pcompute.jobs.speculation import overdue_at
 from p2pcompute.jobs.speed import Speed
 from p2pcompute.jobs.taskset import TaskSet
 from p2pcompute.model.ids import REDUCE_BASE, PeerId, TaskIndex, is_seat
-from p2pcompute.model.job import FINAL_OUTCOMES, Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
+from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
 
 
 @dataclass(slots=True)
@@ -100,6 +100,8 @@ class JobBook:
         self.seating = Seating()
         #: Whether coordinators may merge results.
         self.merges = merges(spec)
+        #: Whether they merge neighbours: of a group that is not whole every single value travels.
+        self.merges_groups = self.merges and spec.aggregation is Aggregation.REDUCE
         #: Batches with open leases, by serial; oldest first.
         self.batches: dict[int, Held] = {}
         #: Serial of the next batch.
@@ -487,7 +489,10 @@ class JobBook:
             if share.is_seat:
                 # Its coordinator sees to late ones: a copy elsewhere could be merged here too.
                 continue
-            task_s = share.speed.task_s if share.speed.task_s is not None else self.speed.task_s
+            # At a peer that is slow for all its tasks, what others would take counts: they have free slots when this matters.
+            task_s = self.speed.task_s
+            if task_s is not None and share.speed.task_s is not None:
+                task_s = min(task_s, share.speed.task_s)
             at = overdue_at(
                 since=held.since, ahead=held.ahead, slots=slots_at(share.peer), task_s=task_s, rtt_s=share.rtt_s
             )
