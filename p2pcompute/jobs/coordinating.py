@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Aggregation.MIN, Aggregation.REDUCE})
 #: A seat that has not answered an offer for so long is replaced; a large program over a slow link takes seconds.
 SEAT_PATIENCE_S = 30.0
+#: And so many times what it takes to bring the data that tasks share to all seats.
+SEAT_FETCH_FACTOR = 2.0
 #: A seat that owes nothing but a partial aggregate, and has said nothing for so long, is replaced.
 PARTIAL_PATIENCE_S = 10.0
 #: Tasks a slot that a seat is given before it has reported anything.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pcompute.jobs import openings
-from p2pcompute.jobs.coordinating import SEAT_PATIENCE_S
+from p2pcompute.jobs.coordinating import SEAT_FETCH_FACTOR, SEAT_PATIENCE_S
 from p2pcompute.jobs.dispatch_events import Effect, OpenAt, Refusal
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.roster import Lender, Roster, candidate
@@ -29,7 +29,7 @@ class Offering:
             if lender.peer not in book.shares
             and lender.peer not in placing.unfit
             and lender.has_seat
-            and book.admits(lender.peer)
+            and self._may_offer(book, lender)
         ]
         if book.spec.options.health_check:
             free = [lender for lender in free if not lender.facts.is_suspect] or free
@@ -48,7 +48,7 @@ class Offering:
         for book in self._roster.running:
             if not lender.has_seat:
                 return
-            if lender.peer in book.shares or lender.peer in book.placing.unfit or not book.admits(lender.peer):
+            if lender.peer in book.shares or lender.peer in book.placing.unfit or not self._may_offer(book, lender):
                 continue
             if self._room(book, now) == 0:
                 continue
@@ -68,7 +68,7 @@ class Offering:
         share.refusal = None
         share.opened_at = now
         book.stalled = False
-        patience_s = SEAT_PATIENCE_S if share.is_seat else openings.PATIENCE_S
+        patience_s = self._seat_patience_s(book, lender) if share.is_seat else openings.PATIENCE_S
         self._roster.timers.set(("share", job, peer), now + patience_s)
         out.append(OpenAt(peer, job))
 
@@ -99,6 +99,16 @@ class Offering:
         return all(
             peer in book.shares or peer in book.placing.unfit or not book.admits(peer) for peer in self._roster.lenders
         )
+
+    @staticmethod
+    def _may_offer(book: JobBook, lender: Lender) -> bool:
+        """Whether the job may be open at a peer now: a seat is told what all tasks need, which is known once there are some."""
+        return book.admits(lender.peer) and (not lender.is_seat or book.waiting > 0)
+
+    def _seat_patience_s(self, book: JobBook, lender: Lender) -> float:
+        """What the tasks share travels to all seats at a time, over links that may be slower than they were when they were measured."""
+        fetch_s = candidate(lender, None, book).fetch_s
+        return SEAT_PATIENCE_S + SEAT_FETCH_FACTOR * len(self._roster.regions) * fetch_s
 
     def _room(self, book: JobBook, now: float) -> int | None:
         """Further peers that the job can use; None for any number."""

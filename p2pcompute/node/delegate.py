@@ -131,7 +131,7 @@ class Delegate(Dispatching[Share]):
         self._supervisor.task(f"open share {format_job_id(name)}", self._prepare(share))
 
     async def _prepare(self, share: Share) -> None:
-        """Fetch the program, accept, look for members."""
+        """Fetch the program and what all tasks need, accept, look for members."""
         program = BlobId(share.opened.program)
         name = share.spec.job
         try:
@@ -139,6 +139,10 @@ class Delegate(Dispatching[Share]):
                 data = await share.channel.fetch(program, share.opened.program_bytes)
                 if share.is_open:
                     self._store.put(data, share.hold, program)
+            for shared in share.opened.shared:
+                if share.is_open and not self._store.hold(BlobId(shared), share.hold):
+                    # What cannot be had is said to the task that needs it.
+                    await self._bringing.bring(BlobId(shared), share.channel, lambda: share.is_open)
         except (P2PComputeError, OSError) as error:
             self.close(name)
             self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
