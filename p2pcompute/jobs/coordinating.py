@@ -38,6 +38,8 @@ MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Ag
 SEAT_PATIENCE_S = 30.0
 #: And so many times what it takes to bring the data that tasks share to all seats.
 SEAT_FETCH_FACTOR = 2.0
+#: Seats that fetch the data which tasks share at the same time: the way out of a site is narrower than what it leads to.
+SEATS_FETCHING_MAX = 2
 #: A seat that owes nothing but a partial aggregate, and has said nothing for so long, is replaced.
 PARTIAL_PATIENCE_S = 10.0
 #: Tasks a slot that a seat is given before it has reported anything.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pcompute.jobs import openings
-from p2pcompute.jobs.coordinating import SEAT_FETCH_FACTOR, SEAT_PATIENCE_S
+from p2pcompute.jobs.coordinating import SEAT_FETCH_FACTOR, SEAT_PATIENCE_S, SEATS_FETCHING_MAX
 from p2pcompute.jobs.dispatch_events import Effect, OpenAt, Refusal
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.roster import Lender, Roster, candidate
@@ -36,7 +36,9 @@ class Offering:
         if free:
             rows = [candidate(lender, None, book) for lender in free]
             for peer in placing.order(rows, self._roster.situation(book, now))[:room]:
-                self.offer(book, self._roster.lenders[peer], now, out)
+                lender = self._roster.lenders[peer]
+                if self._may_offer(book, lender):
+                    self.offer(book, lender, now, out)
 
     def for_waiting(self, book: JobBook, now: float, out: list[Effect]) -> None:
         """Tasks wait although peers have just been filled: a job that is open at some peers only may need more."""
@@ -102,8 +104,16 @@ class Offering:
 
     @staticmethod
     def _may_offer(book: JobBook, lender: Lender) -> bool:
-        """Whether the job may be open at a peer now: a seat is told what all tasks need, which is known once there are some."""
-        return book.admits(lender.peer) and (not lender.is_seat or book.waiting > 0)
+        """Whether the job may be opened at a peer now: a seat is told what all tasks need, which is known once there are some.
+
+        Where they need much, few seats fetch it at a time: the first have it sooner, and the last no later.
+        """
+        if not book.admits(lender.peer):
+            return False
+        if not lender.is_seat:
+            return True
+        opening = sum(share.is_seat and share.state is ShareState.OPENING for share in book.shares.values())
+        return book.waiting > 0 and (not book.placing.shared_bytes or opening < SEATS_FETCHING_MAX)
 
     def _seat_patience_s(self, book: JobBook, lender: Lender) -> float:
         """What the tasks share travels to all seats at a time, over links that may be slower than they were when they were measured."""
