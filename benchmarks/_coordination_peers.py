@@ -31,7 +31,7 @@ from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Rng
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
-from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.channels import LinkChannel
 from p2pcompute.node.community import Community
 from p2pcompute.node.coordinator import Coordinator
 from p2pcompute.node.delegating import Delegating
@@ -389,15 +389,9 @@ class BenchPeer:
         )
         self.pool = BenchPool(self.lender, loop, speed, reduce_s)
         self.lender.start(cast(WorkerPool, self.pool))
-        to_lender, to_origin = connect_locally(self.peer_id, self.store)
-        to_lender.deliver = self.lender.message
-        to_origin.deliver = self.origin.message
-        self._to_own_lender = to_lender
         self.coordinator = Coordinator(self.store, self._supervisor, clock, log, records.registry)
-        self.community = Community(self.peer_id, self.store, self.coordinator, self.origin, self.lender)
-        self.exchange.bring = self.coordinator.bring
+        self.community = Community(self.peer_id, self.store, self.exchange, self.origin, self.coordinator, self.lender)
         self.origin.holders = Holders(lambda: self.handles.sizes)
-        self.exchange.on_served = self.origin.sent_blob
         self._capability = Capability(slots, FREQUENCY_MHZ * speed, 1.0, 16.0, 8.0)
 
     async def start(self) -> None:
@@ -410,7 +404,7 @@ class BenchPeer:
         """A link is up."""
         self.links[link.peer] = link
         channel = self._channels[link.peer] = LinkChannel(cast(Link, link), self.exchange)
-        self.lender.linked(channel)
+        self.community.linked(channel)
 
     def received(self, link: BenchLink, message: Message) -> None:
         """A message has come."""
@@ -432,9 +426,7 @@ class BenchPeer:
         """A link is gone."""
         if self.alive and self.links.get(link.peer) is link:
             del self.links[link.peer]
-            self.origin.peer_gone(link.peer, reason)
-            self.coordinator.peer_gone(link.peer, reason)
-            self.lender.origin_gone(link.peer)
+            self.community.gone(link.peer, reason)
 
     # --- what an origin is told of others ----------------------------------------------------------------------------------
 
@@ -453,16 +445,14 @@ class BenchPeer:
     def offer_self(self) -> None:
         """Own workers may compute for own jobs."""
         self.origin.located(self.site)
-        self.origin.peer_usable(self._to_own_lender, self.facts())
-        self.community.own_facts(self.facts())
+        self.community.own_usable(self.facts())
 
     def offer(self, other: BenchPeer) -> None:
         """`other`, which is linked, may compute for own jobs."""
         link = self.links.get(other.peer_id)
         if link is not None and other.slots:
             channel, facts = self._channels[other.peer_id], other.facts(link.bandwidth_mbps)
-            self.origin.peer_usable(channel, facts)
-            self.community.peer_usable(channel, facts, lends=True)
+            self.community.usable(channel, facts, lends=True)
 
     def submits(self, key: PeerKey, regions: tuple[Region, ...]) -> None:
         """It will: this is its key, and these are the sites other than its own."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from p2pcompute.membership.pacing import PacingSettings
-from p2pcompute.membership.traffic import gossip_bytes_per_s, update_period_s
+from p2pcompute.membership.traffic import gossip_bytes_per_s, peer_bytes_per_s, update_period_s
 from p2pcompute.model.peer import PeerStatus
 from p2pcompute.node.overlay_peer import OverlaySettings
 from p2pcompute.sim.conditions import Conditions
@@ -37,8 +37,12 @@ PATIENCE_S = 300.0
 LOOK_S = 0.25
 #: Before traffic is measured: records are signed again a few times after a start.
 WARM_UP_S = 120.0
+#: When the formula is asked what a network that settled sends: later than the first round of probes, and every session's first keys.
+SETTLED_S = 7_200.0
 #: From so many peers on the throughput of links is not measured at the start: in one process that is gigabytes, long over before anything is counted.
 LARGE = 300
+#: What is sent is counted in windows of so many seconds; runs of `LARGE` networks, which take an hour, tell each of them.
+WINDOW_S = 10.0
 #: IPv4 and UDP headers of a datagram, bytes; a host counts what is in it.
 HEADERS_BYTES = 28
 
@@ -205,7 +209,7 @@ def _by_formula(overlay: SimOverlay) -> Row:
     count = len(overlay.running)
     records = [len(each.own.signed.wire) for each in overlay.running if each.own is not None]
     record_bytes = round(statistics.fmean(records))
-    period_s = update_period_s(count, record_bytes, pacing.record_copies, pacing.record_budget_bytes_per_s)
+    period_s = update_period_s(count, record_bytes, pacing.shared.copies, pacing.shared.budget_bytes_per_s)
 
     def expected(every_s: float) -> int:
         return round(
@@ -221,24 +225,48 @@ def _by_formula(overlay: SimOverlay) -> Row:
             )
         )
 
+    links = statistics.fmean(len(_links(each)) for each in overlay.running)
     return {
         "record_bytes": record_bytes,
+        "links": round(links, 1),
         "formula_idle": expected(pacing.renew_s),
         "formula_busy": expected(period_s),
+        "formula_settled": round(peer_bytes_per_s(count, record_bytes, links, SETTLED_S, pacing.renew_s)),
         "busy_period_s": round(period_s),
     }
 
 
+async def _count_windows(lab: Lab, overlay: SimOverlay, for_s: float) -> int:
+    """Let `for_s` pass; the most that a peer sent in any window, bytes a second."""
+    worst = 0
+    for _ in range(round(for_s / WINDOW_S)):
+        meter = _Meter(lab, overlay)
+        await asyncio.sleep(WINDOW_S)
+        found = meter.row(len(overlay.running))
+        worst = max(worst, int(found["all_bytes"]))
+        if len(overlay.running) >= LARGE:
+            print(f"    until {lab.now:.0f} s: {found}", flush=True)
+    return worst
+
+
 def idle_traffic(count: int, seed: int, for_s: float) -> Row:
-    """What peers send while nothing happens, two minutes after the start."""
+    """What peers send while nothing happens, two minutes after the start, and the most within ten seconds before and after that."""
 
     async def scenario(lab: Lab) -> Row:
         overlay = await _start(lab, count, measures=count < LARGE)
         await _converge(lab, overlay)
-        await asyncio.sleep(WARM_UP_S)
+        early = await _count_windows(lab, overlay, WARM_UP_S)
         meter = _Meter(lab, overlay)
-        await asyncio.sleep(for_s)
-        row: Row = {"peers": count, "measured_s": for_s, **meter.row(count), **_by_formula(overlay)}
+        peak = await _count_windows(lab, overlay, for_s)
+        row: Row = {
+            "peers": count,
+            "measured_s": for_s,
+            **meter.row(count),
+            # Smaller networks measure the throughput of their links first, which drowns all else.
+            **({"early_peak_bytes": early} if count >= LARGE else {}),
+            "peak_bytes": peak,
+            **_by_formula(overlay),
+        }
         await overlay.stop()
         return row
 

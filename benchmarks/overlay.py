@@ -180,7 +180,9 @@ def _idle(rows: Sequence[Row]) -> list[list[str]]:
             "datagrams/s",
             "links, bytes/s",
             "together",
+            "most in 10 s",
             "formula, gossip alone: no news / all news",
+            "formula, settled",
         ]
     ]
     for size, of_size in _by_peers(rows):
@@ -192,7 +194,9 @@ def _idle(rows: Sequence[Row]) -> list[list[str]]:
                 f"{_mean(of_size, 'datagrams'):.1f}",
                 f"{_mean(of_size, 'link_bytes'):,.0f}",
                 f"{_mean(of_size, 'all_bytes'):,.0f}",
+                f"{_worst(of_size, 'peak_bytes'):,.0f}",
                 f"{row['formula_idle']:,} / {row['formula_busy']:,}",
+                f"{row['formula_settled']:,}",
             ]
         )
     return table
@@ -285,7 +289,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[list[str]]]]] = {
     "idle": (
         f"What each peer sends while nothing happens, over {MEASURED_S:.0f} s, {runs.WARM_UP_S:.0f} s after the start; IP and UDP headers counted, of links what is inside "
         "TLS. Gossip, address book, links' heartbeats, all together. Aims: 3,000 up to 100 peers, 6,000 at 1,000. The formula is "
-        "`membership/traffic.py`, with no record signed anew but once in 20 minutes, and with every record signed as often as its budget allows.",
+        "`membership/traffic.py`, with no record signed anew but once in 20 minutes, and with every record signed as often as its budget allows; settled: "
+        "the whole peer, hours after the start.",
         _idle,
     ),
     "churn": (

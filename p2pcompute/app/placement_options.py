@@ -7,7 +7,7 @@ from typing import Any
 from p2pcompute.app.common import usage
 
 #: Wishes that need no value.
-_FLAGS = {"local": "prefer_local", "prefer_local": "prefer_local"}
+_FLAGS = {"local": "prefer_local", "prefer_local": "prefer_local", "key_nodes": "key_nodes"}
 
 
 def placement_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def placement_options(given: dict[str, Any]) -> dict[str, Any]:
         "preferences": _preferences(given["preferences"]),
         "budget": given["max_cost"],
         "expected_task_s": given["task_seconds"],
+        "coordination": given["coordination"],
         "on_unmet": "wait" if given["waits"] else None,
     }
 
@@ -36,5 +37,7 @@ def _preferences(wishes: tuple[str, ...]) -> dict[str, Any] | None:
         elif equals and value.strip():
             chosen[name.strip().replace("-", "_")] = value.strip()
         else:
-            usage(f"--prefer {wish!r}: write local, or a name and a value such as max_latency=100ms or cost_limit=10")
+            usage(
+                f"--prefer {wish!r}: write local, key_nodes, or a name and a value such as max_latency=100ms or cost_limit=10"
+            )
     return chosen or None

@@ -76,6 +76,11 @@ def _job_options(command: F) -> F:
             ),
             click.option("--task-type", metavar="TYPE", help="compute (default), network, memory or mixed."),
             click.option(
+                "--coordination",
+                metavar="HOW",
+                help="Whether key nodes of other communities dispatch there: auto (default), relay (they merge no results) or off.",
+            ),
+            click.option(
                 "--require",
                 "requirements",
                 metavar="EXPR",

@@ -66,9 +66,15 @@ class ArraySum:
         try:
             name, arrays = state
             dtype = np.dtype(name)
+            if dtype.kind not in "biufc" or not arrays:
+                raise ValueError(f"a sum of {len(arrays)} arrays of {dtype}")
             for array in arrays:
                 if array.dtype == object:
-                    self._shape = self._shape or array.shape
+                    self._shape = array.shape if self._shape is None else self._shape
+                    if array.shape != self._shape:
+                        raise ValueError(f"arrays of shapes {self._shape} and {array.shape}")
+                    if not all(type(member) is int for member in array.flat):
+                        raise ValueError("an array of objects that are no integers")
                     self._add_integers(array)
                 else:
                     self.add(array)

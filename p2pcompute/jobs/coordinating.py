@@ -30,20 +30,28 @@ from p2pcompute.model.placement import STRATEGY_DEFAULT, Coordination
 
 if TYPE_CHECKING:
     from p2pcompute.jobs.leases import JobBook
-    from p2pcompute.jobs.roster import Roster
+    from p2pcompute.jobs.roster import Lender, Roster
+    from p2pcompute.jobs.shares import Share
 
 #: Results of these can be merged by a coordinator; of CONCAT and CUSTOM every single one is needed, and NONE has no merging.
 MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Aggregation.MIN, Aggregation.REDUCE})
+#: What weights change: a coordinator, which does not know them, merges none of these where there are any.
+WEIGHTED = frozenset({Aggregation.SUM, Aggregation.AVERAGE})
 #: A seat that has not answered an offer for so long is replaced; a large program over a slow link takes seconds.
 SEAT_PATIENCE_S = 30.0
 #: And so many times what it takes to bring the data that tasks share to all seats.
 SEAT_FETCH_FACTOR = 2.0
 #: Seats that fetch the data which tasks share at the same time: the way out of a site is narrower than what it leads to.
 SEATS_FETCHING_MAX = 2
-#: A seat that owes nothing but a partial aggregate, and has said nothing for so long, is replaced.
-PARTIAL_PATIENCE_S = 10.0
 #: Tasks a slot that a seat is given before it has reported anything.
 FIRST_ROUNDS = 2
+#: A seat that has work, or owes a partial aggregate, and has said nothing for so long, is replaced; one that lives says so five times.
+SILENCE_PATIENCE_S = 10.0
+#: A seat without any slots is replaced after so long: its community is gone, or was never there.
+EMPTY_PATIENCE_S = 30.0
+#: A seat that lives and reports nothing is replaced after so many times what its tasks should take, and not before so long. What it has
+#: merged it hands over sooner than that, so one very long task costs no more than itself.
+STUCK_FACTOR, STUCK_MIN_S = 16.0, 120.0
 #: Part of the fair share that a seat is given at once.
 AT_ONCE = 0.5
 
@@ -131,6 +139,8 @@ def slots_of_network(roster: Roster) -> int:
 
 def merges(spec: JobSpec) -> bool:
     """Whether coordinators may merge results of the job."""
+    if spec.is_weighted and spec.aggregation in WEIGHTED:
+        return False
     return spec.aggregation in MERGEABLE and spec.options.coordination is not Coordination.RELAY
 
 
@@ -144,6 +154,33 @@ def share_size(waiting: int, capacity: float, capacity_of_all: float) -> int:
 def first_share_size(slots: int, out: int) -> int:
     """Tasks for a seat that has reported nothing yet and holds `out`: what its tasks need may still be on its way there."""
     return max(0, FIRST_ROUNDS * slots - out)
+
+
+def why_replaced(share: Share, lender: Lender, now: float) -> str:
+    """Why a seat that was heard of too little is replaced, in words; empty: it goes on. `share.owes_since` is up to date."""
+    if not share.out and share.owes_since is None:
+        empty_s = now - max(share.opened_at, lender.empty_since)
+        return (
+            f"its community had no slots for {empty_s:.0f} s"
+            if not lender.slots and empty_s >= EMPTY_PATIENCE_S
+            else ""
+        )
+    silent_s = now - max(lender.heard_at, share.began_at)
+    if silent_s >= SILENCE_PATIENCE_S:
+        return f"it has work, and nothing was heard of it for {silent_s:.0f} s"
+    if not lender.slots and now - max(share.opened_at, lender.empty_since) >= EMPTY_PATIENCE_S:
+        return f"its community has lost its slots for {EMPTY_PATIENCE_S:g} s"
+    if share.owes_since is not None:
+        # To merge takes less than to compute what is merged.
+        owed_s = now - share.owes_since
+        late = owed_s >= max(STUCK_MIN_S, share.owes_since - share.opened_at)
+        return f"it has owed what it merged for {owed_s:.0f} s" if late else ""
+    task_s = share.speed.task_s if share.speed.task_s is not None else share.job.speed.task_s
+    if task_s is None:
+        return ""
+    quiet_s = now - max(share.reported_at, share.began_at)
+    due_s = share.rtt_s + task_s * math.ceil(share.out / max(lender.slots, 1))
+    return f"it reported nothing for {quiet_s:.0f} s" if quiet_s >= max(STUCK_MIN_S, STUCK_FACTOR * due_s) else ""
 
 
 def capacities(book: JobBook, roster: Roster) -> dict[PeerId, float]:

@@ -303,7 +303,7 @@ class Dispatch:
             lost.append((book, book.lose_share(share, outcome, event.reason, now)))
             del book.shares[lender.peer]
             self._roster.timers.clear(("share", book.spec.job, lender.peer))
-            self._roster.timers.clear(("partial", book.spec.job, lender.peer))
+            self._roster.timers.clear(("seat", book.spec.job, lender.peer))
             book.seating.give_up(lender.peer, self._roster.seats_usable())
             if book.waiting:
                 self._roster.waiting[book.spec.job] = book
@@ -320,6 +320,8 @@ class Dispatch:
             return
         share.state = ShareState.READY
         share.refusals = 0
+        if share.is_seat:
+            self._roster.timers.set(("seat", event.job, event.peer), now + coordinating.SILENCE_PATIENCE_S)
         self._filling.fill((self._roster.lenders[event.peer],), now, out)
         if share.job.placing.strategy.spreads:
             self._filling.fill_job(share.job, now, out)
@@ -335,6 +337,8 @@ class Dispatch:
         lender = self._roster.lenders.get(event.peer)
         if lender is None:
             return
+        if lender.slots and event.slots <= 0:
+            lender.empty_since = now
         lender.granted = max(0, event.slots)
         lender.heard_at = now
         shares = list(lender.shares.values())
@@ -355,7 +359,7 @@ class Dispatch:
         self._offering.note_refusal(share, reason, text, now)
         if share.is_seat:
             self._roster.timers.clear(("share", book.spec.job, share.peer))
-            self._roster.timers.clear(("partial", book.spec.job, share.peer))
+            self._roster.timers.clear(("seat", book.spec.job, share.peer))
             book.seating.give_up(share.peer, self._roster.seats_usable())
         self._offering.to_more_peers(book, now, out)
         self._settled(book, settling, now, out, refill=True)
@@ -405,7 +409,7 @@ class Dispatch:
         settling = book.take_reports(share, event.reports)
         lender = self._roster.lenders[event.peer]
         lender.done += len(settling.completed)
-        lender.heard_at = now
+        lender.heard_at = share.reported_at = now
         if share.is_watched or settling.retried or settling.given_up:
             teach(self._roster, share, event, settling, now)
         if settling.returned:
@@ -425,30 +429,22 @@ class Dispatch:
             self._filling.fill_others(share, now, out)
         self._settled(book, settling, now, out)
         self._filling.fill((lender,), now, out)
-        if share.is_seat:
-            self._watch_partial(share, now)
 
     # --- coordinators -------------------------------------------------------------------------------------------------
 
-    def _watch_partial(self, share: Share, now: float) -> None:
-        """A seat that has nothing left but what it merged owes a partial aggregate."""
-        alarm = ("partial", share.job.spec.job, share.peer)
-        if share.state is ShareState.READY and not share.out and alarm not in self._roster.timers:
-            self._roster.timers.set(alarm, now + coordinating.PARTIAL_PATIENCE_S)
-
-    def _partial_is_late(self, share: Share, now: float, out: list[Effect]) -> None:
+    def _look_at_seat(self, share: Share, now: float, out: list[Effect]) -> None:
+        """From its acceptance on a seat is looked at once in a while: nobody else runs what it holds."""
+        if share.state is not ShareState.READY:
+            return
         book, lender = share.job, self._roster.lenders[share.peer]
-        if share.out or share.state is not ShareState.READY:
+        owes = not share.out and any(held.share is share for held in book.merged.values())
+        share.owes_since = None if not owes else share.owes_since if share.owes_since is not None else now
+        text = coordinating.why_replaced(share, lender, now)
+        if not text:
+            self._roster.timers.set(("seat", book.spec.job, share.peer), now + coordinating.SILENCE_PATIENCE_S)
             return
-        if not any(held.share is share for held in book.merged.values()):
-            return
-        due = lender.heard_at + coordinating.PARTIAL_PATIENCE_S
-        if now < due:
-            self._roster.timers.set(("partial", book.spec.job, share.peer), due)
-            return
-        text = f"nothing was heard of what it merged for {coordinating.PARTIAL_PATIENCE_S:g} s"
         out.append(CloseAt(share.peer, book.spec.job))
-        self._refused(share, "partial", text, now, out)
+        self._refused(share, "seat", text, now, out)
 
     def _partial_arrived(self, event: PartialArrived, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -460,8 +456,9 @@ class Dispatch:
             text = "sent a partial aggregate of tasks that it does not hold"
             out.append(PartialRefused(event.job, event.peer, event.number, text))
             out.append(CloseAt(event.peer, event.job))
-            self._refused(share, "partial", text, now, out)
+            self._refused(share, "seat", text, now, out)
             return
+        share.owes_since = None
         book.done_by_peer[event.peer] = book.done_by_peer.get(event.peer, 0) + len(event.rows)
         out.append(PartialTaken(event.job, event.peer, event.number))
         self._go_on(book, now, out, queued=False)
@@ -470,7 +467,7 @@ class Dispatch:
         share = self._roster.share(event.peer, event.job)
         if share is not None and share.state is not ShareState.REFUSED:
             out.append(CloseAt(event.peer, event.job))
-            self._refused(share, "partial", event.text, now, out)
+            self._refused(share, "seat", event.text, now, out)
 
     def _progressed(self, event: Progressed, now: float, out: list[Effect]) -> None:
         share = self._roster.share(event.peer, event.job)
@@ -569,9 +566,9 @@ class Dispatch:
                 self._filling.copy_late(book, now, out)
             elif kind == "balance":
                 self._balancing.look(book, now, out)
-            elif kind == "partial" and peer is not None:
+            elif kind == "seat" and peer is not None:
                 if peer in book.shares:
-                    self._partial_is_late(book.shares[peer], now, out)
+                    self._look_at_seat(book.shares[peer], now, out)
             elif kind == "unmet":
                 self._go_further(book, now, out)
             elif peer is not None and peer in book.shares:

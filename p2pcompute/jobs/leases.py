@@ -313,10 +313,12 @@ class JobBook:
                     done.discarded += report.outcome not in HARMLESS
                     continue
             outcome = report.outcome
-            if outcome is Outcome.MERGED:
-                if not (share.is_seat and self.merges):
-                    done.discarded += 1
-                    continue
+            if outcome is Outcome.MERGED and not (share.is_seat and self.merges and task < REDUCE_BASE):
+                # No partial aggregate could ever name it: whoever says so has nothing to show for it.
+                self._lose(
+                    task, held, Attempt(peer, Outcome.RETURNED_UNRUN, report.wall_s, "merged by nobody's leave"), done
+                )
+            elif outcome is Outcome.MERGED:
                 self._merge(task, held)
                 learned += 1
                 learned_s += report.wall_s

@@ -123,6 +123,7 @@ class Placing:
 def disfavours(preferences: Preferences, candidate: Candidate) -> int:
     """How many of the preferences a peer does not keep to."""
     count = int(preferences.prefer_local and not candidate.local)
+    count += int(preferences.key_nodes and not candidate.facts.leads)
     if preferences.max_latency_s is not None:
         count += candidate.rtt_s > preferences.max_latency_s
     if preferences.cost_limit is not None:

@@ -26,7 +26,7 @@ class Facts:
 
     `load`: tasks there per slot, everybody's; `is_suspect`: the network doubts that it lives; `fiedler_score`: 0 to 1, how much of the
     connectivity between communities runs through it; `community`: None where no topology is known; `gives_back`: it
-    understands that tasks which have not begun are recalled.
+    understands that tasks which have not begun are recalled; `leads`: it is the key node of its community, by its own word.
     """
 
     name: str = ""
@@ -44,6 +44,7 @@ class Facts:
     fiedler_score: float = 0.0
     community: int | None = None
     gives_back: bool = False
+    leads: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from p2pcompute.model.ids import JobId, PeerId, is_seat
 if TYPE_CHECKING:
     from p2pcompute.topology.affinity import Adjacency
 
-#: What an alarm is for: its kind ("job", "late", "share", "unmet", "balance", "partial"), the job, and the peer where it is about one.
+#: What an alarm is for: its kind ("job", "late", "share", "unmet", "balance", "seat"), the job, and the peer where it is about one.
 Alarm = tuple[str, JobId, PeerId | None]
 
 #: Seconds between two looks at the loads of a job's peers: of what can be moved, hardly anything is done sooner.
@@ -36,7 +36,20 @@ BANDWIDTH_UNKNOWN_MBPS = 100.0
 class Lender:
     """A peer that may compute for this origin."""
 
-    __slots__ = ("died", "done", "facts", "granted", "heard_at", "is_seat", "local", "peer", "rank", "rtt_s", "shares")
+    __slots__ = (
+        "died",
+        "done",
+        "empty_since",
+        "facts",
+        "granted",
+        "heard_at",
+        "is_seat",
+        "local",
+        "peer",
+        "rank",
+        "rtt_s",
+        "shares",
+    )
 
     def __init__(self, event: PeerUsable) -> None:
         #: Its id.
@@ -58,6 +71,8 @@ class Lender:
         self.heard_at = float("-inf")
         #: Slots that it granted us, over all jobs, from 0 up; None before the first grant.
         self.granted: int | None = None
+        #: When it last went from some slots to none; below every time before that.
+        self.empty_since = float("-inf")
         #: What running jobs have to do with it; the same objects as in `JobBook.shares`.
         self.shares: dict[JobId, Share] = {}
 
@@ -130,7 +145,7 @@ class Roster:
         self.timers.clear(("unmet", job, None))
         self.timers.clear(("balance", job, None))
         for peer in book.shares:
-            self.timers.clear(("partial", job, peer))
+            self.timers.clear(("seat", job, peer))
         self.running.remove(book)
         self.waiting.pop(job, None)
         return freed

@@ -38,12 +38,14 @@ class Share:
         "job",
         "opened_at",
         "out",
+        "owes_since",
         "pause_s",
         "paused",
         "peer",
         "prefetch",
         "refusal",
         "refusals",
+        "reported_at",
         "rtt_s",
         "speed",
         "state",
@@ -69,6 +71,10 @@ class Share:
         self.out = 0
         #: When the peer last went from holding none of its tasks to holding some.
         self.began_at = now
+        #: When it last reported any of its tasks; below every time before that.
+        self.reported_at = float("-inf")
+        #: A seat: since when it holds nothing but what it merged, as far as was looked; None while it holds tasks, or nothing.
+        self.owes_since: float | None = None
         #: Seconds a task takes there.
         self.speed = Speed()
         #: Tasks a slot in one batch, from 1 up.

@@ -69,6 +69,7 @@ def options_document(options: JobOptions) -> dict[str, object]:
         "on_unmet": options.on_unmet.value,
         "preferences": {
             "prefer_local": preferences.prefer_local,
+            "key_nodes": preferences.key_nodes,
             "max_latency_s": preferences.max_latency_s,
             "cost_limit": preferences.cost_limit,
         },

@@ -39,6 +39,10 @@ class TaskSet:
         offset = task & _IN_PAGE
         return bool(page[offset >> 3] >> (offset & 7) & 1)
 
+    def has_page(self, task: TaskIndex) -> bool:
+        """Whether adding `task` makes no further page."""
+        return task >> _PAGE_BITS in self._pages
+
     def add(self, task: TaskIndex) -> bool:
         """Add `task`; False where it was there already."""
         page = self._pages.get(task >> _PAGE_BITS)

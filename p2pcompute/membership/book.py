@@ -151,6 +151,11 @@ class PeerBook:
         return sum(row.status is PeerStatus.ALIVE for row in rows.values()), len(rows)
 
     @property
+    def renewed(self) -> int:
+        """How many records of others were announced so far that replaced older ones; only grows."""
+        return self._intake.renewed
+
+    @property
     def own_record(self) -> PeerRecord:
         """This peer's own record, as others are told of it."""
         return self._table.own.record

@@ -48,6 +48,8 @@ class Intake:
         self._raising = raising
         self._remember_open = remember_open
         self._evict = evict
+        #: Records of others that replaced older ones, those left out that were missed here alone; only grows.
+        self.renewed = 0
 
     def heard(self, source: PeerId, wires: Sequence[bytes], wall: float, now: float) -> None:
         """`source` sent records; `wall`: this machine's wall clock, seconds."""
@@ -73,8 +75,10 @@ class Intake:
             self._spreading.heard(source, record.peer, record.order)
             if self._wants.came(record.peer, record.order):
                 old.add(record.peer)
+            is_known = record.peer in self._common.table.rows
             if self.take(signed, now):
                 news.append(signed)
+                self.renewed += is_known and record.peer not in old
         if problem:
             self._common.effects.append(Misbehaved(source, problem))
         # Of two versions in one message only the newer one is worth passing on.

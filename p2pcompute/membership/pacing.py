@@ -1,12 +1,13 @@
 """What of this peer's own state is worth telling, and how: as a new record, as a small load update, or not at all.
 
 A record has about a kilobyte and goes to everybody; a load update has 119 bytes (`wire.gossip.sign_load`). Both are sent on by
-everybody who hears them, so how often each may be said depends on how many hear it: `traffic.update_period_s`, which keeps
-what a peer sends for updates within a budget whatever the size of the network. Rules:
+everybody who hears them, so how often each may be said depends on how many hear it, which keeps what a peer sends for updates
+within a budget whatever the size of the network. Rules:
 
 - where a peer is, what it offers and whether it leads (addresses, reach, relays, functions, labels, slots, roles) is told at once;
-- its edges, its coordinate and its hardware's figures when they changed by more than noise, a few at once after a start,
-  then one record an update period;
+- its edges, its coordinate and its hardware's figures when they changed by more than noise: a few at once after a start, then
+  one in half a minute, and in a larger network as often as all peers' records together leave room (`shared_budget.py`), by lot: what makes
+  one peer's edges change often makes everybody's change at the same moment;
 - how busy it is as a load update: a change of a tenth at most every 2 s, a smaller one when it has lasted for half a minute,
   both less often in a larger network;
 - whatever is told as a record tells everything, and a record is renewed well before it expires at others.
@@ -20,12 +21,14 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from p2pcompute.membership.traffic import update_period_s
+from p2pcompute.membership.shared_budget import SharedBudget, SharedBudgetSettings
+from p2pcompute.membership.traffic import UPDATE_PERIOD_MIN_S
 from p2pcompute.model import limits
 from p2pcompute.model.capability import Capability
 from p2pcompute.model.peer import Coordinate, Edge, PeerRecord
+from p2pcompute.model.seams import Rng
 
 #: Bytes of a signed load update.
 LOAD_BYTES = 119
@@ -63,38 +66,45 @@ class PacingSettings:
     moved_share: float = 0.2
     #: Records at most every so many seconds, whatever happens: an interface that flaps is no flood.
     record_interval_s: float = 0.5
-    #: Records for edges, places and hardware that may come at once, before there is one an update period.
+    #: Records for edges, places and hardware that one peer may tell at once, before there is one every `UPDATE_PERIOD_MIN_S`.
     burst: int = 4
-    #: Seconds between such records within a burst, and for each 100 peers: links that come up together are told together, and a thousand
-    #: peers that start at once have a megabyte of records to hear for each time that all sign.
+    #: Seconds between such records within a burst: links that come up together are told together.
     burst_interval_s: float = 2.0
-    burst_interval_per_100_s: float = 2.0
+    #: No lot counts for more seconds than this, however long ago the last look was.
+    lot_s_max: float = 4.0
+    #: What all peers may tell of that kind together.
+    shared: SharedBudgetSettings = field(default_factory=SharedBudgetSettings)
     #: A record is renewed after so many seconds.
     renew_s: float = limits.RECORD_EXPIRY_S / 3
     #: The same where peers of the first protocol version are about: they take silence of 400 s for death.
     renew_old_s: float = 300.0
-    #: Bytes a second that this peer may send for everybody's records, and for everybody's load updates.
-    record_budget_bytes_per_s: float = 1_500.0
+    #: Bytes a second that this peer may send for everybody's load updates, and how often each is sent by each peer in the mean.
     load_budget_bytes_per_s: float = 3_000.0
-    #: How often a record, and a load update, is sent by each peer in the mean (see `traffic.py`).
-    record_copies: float = 1.6
     load_copies: float = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What the network around is like. `peers`: how many are alive; `has_old`: some speak the first protocol version alone."""
+    """What the network around is like. `peers`: how many are alive; `has_old`: some speak the first protocol version alone;
+    `renewed`: how many records of others were heard so far that replaced older ones."""
 
     peers: int = 1
     has_old: bool = True
+    renewed: int = 0
 
 
 class Pacer:
     """Decides, and remembers what was told when; see the module."""
 
-    def __init__(self, settings: PacingSettings | None = None) -> None:
+    def __init__(self, rng: Rng, settings: PacingSettings | None = None) -> None:
+        #: The machine's dice.
+        self._rng = rng
         #: What is noise, how often.
         self._settings = settings or PacingSettings()
+        #: What all peers' records leave for this one's.
+        self._shared = SharedBudget(self._settings.shared)
+        #: When somebody looked last.
+        self._looked_at = -math.inf
         #: When the last record was told.
         self._record_at = -math.inf
         #: When load was last told, in a record or by itself.
@@ -111,7 +121,9 @@ class Pacer:
 
         `record_bytes`: size of the last signed record. Records count as told at once, load updates too.
         """
-        tell = self._decide(told, new, around, record_bytes, now)
+        self._shared.look(around.peers, record_bytes, around.renewed, now)
+        tell = self._decide(told, new, around, now)
+        self._looked_at = now
         if tell is Tell.RECORD:
             self.told_record(now)
         elif tell is Tell.LOAD:
@@ -122,6 +134,7 @@ class Pacer:
         """A record was told for another reason: it has said everything, load too."""
         self._record_at = self._load_at = now
         self._load = None
+        self._shared.signed()
 
     def load_period_s(self, peers: int) -> float:
         """Seconds between load updates in a network of `peers`."""
@@ -129,7 +142,7 @@ class Pacer:
         among = peers * LOAD_BYTES * settings.load_copies / settings.load_budget_bytes_per_s
         return max(settings.load_interval_s, among)
 
-    def _decide(self, told: PeerRecord, new: PeerRecord, around: Around, record_bytes: int, now: float) -> Tell:
+    def _decide(self, told: PeerRecord, new: PeerRecord, around: Around, now: float) -> Tell:
         settings = self._settings
         since_s = now - self._record_at
         if since_s < settings.record_interval_s:
@@ -137,7 +150,7 @@ class Pacer:
         renew_s = settings.renew_old_s if around.has_old else settings.renew_s
         if since_s >= renew_s or offers_differ(told, new):
             return Tell.RECORD
-        if self._is_slow_change(told, new) and self._may_be_slow(around.peers, record_bytes, now):
+        if self._is_slow_change(told, new) and self._may_be_slow(now):
             return Tell.RECORD
         return Tell.LOAD if self._is_load_due(told, new, around.peers, now) else Tell.NOTHING
 
@@ -149,13 +162,13 @@ class Pacer:
             or has_moved(told.coordinate, new.coordinate, settings)
         )
 
-    def _may_be_slow(self, peers: int, record_bytes: int, now: float) -> bool:
+    def _may_be_slow(self, now: float) -> bool:
         settings = self._settings
-        period_s = update_period_s(peers, record_bytes, settings.record_copies, settings.record_budget_bytes_per_s)
-        self._tokens = min(float(settings.burst), self._tokens + (now - self._tokens_at) / period_s)
+        self._tokens = min(float(settings.burst), self._tokens + (now - self._tokens_at) / UPDATE_PERIOD_MIN_S)
         self._tokens_at = now
-        pause_s = max(settings.burst_interval_s, settings.burst_interval_per_100_s * peers / 100)
-        if self._tokens < 1.0 or now - self._record_at < pause_s:
+        if self._tokens < 1.0 or now - self._record_at < settings.burst_interval_s:
+            return False
+        if self._rng.random() >= self._shared.rate_per_s * min(now - self._looked_at, settings.lot_s_max):
             return False
         self._tokens -= 1.0
         return True

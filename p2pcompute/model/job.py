@@ -196,7 +196,8 @@ class JobState(enum.StrEnum):
 class JobSpec:
     """What the submitter asked for. `map_entry`, `reduce_entry`: names of entries of the program.
 
-    `expected_tasks` is None while an iterator of unknown length is still being read.
+    `expected_tasks` is None while an iterator of unknown length is still being read. `is_weighted`: each result has a weight of its
+    own, which only the submitter's peer knows.
     """
 
     job: JobId
@@ -207,6 +208,7 @@ class JobSpec:
     reduce_entry: str | None
     options: JobOptions
     expected_tasks: int | None = None
+    is_weighted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,8 +124,9 @@ SESSION_REKEY_S = 3_600.0
 SESSION_DATAGRAMS_MAX = 1 << 48
 #: A session is not used beyond this age, whether or not fresh keys could be agreed on.
 SESSION_END_S = 3_900.0
-#: A session from which nothing was heard for so long is forgotten; mappings of routers are gone long before.
-SESSION_SILENCE_MAX_S = 600.0
+#: A session from which nothing was heard for so long is forgotten. Two of a thousand peers probe each other every ten minutes in the mean, now
+#: and then after twice as long; a session that has ended by then is a handshake, which costs as much as nine probes.
+SESSION_SILENCE_MAX_S = 1_800.0
 #: Handshakes of our own under way: all that a peer meets in its first second in a large network.
 HANDSHAKES_OWN_MAX = 256
 #: Handshakes of others that are checked a second, near and far each: certificates cost 0.5 ms, so 10 % of a core.
@@ -322,9 +323,10 @@ RELAY_METERED_MAX = 4_096
 DIAL_BACK_ADDRESSES_MAX = 2
 #: One try of a dial-back; a path that needs longer is none that one wants to depend on.
 DIAL_BACK_TIMEOUT_S = 3.0
-#: Between two dial-backs, or two reversed dials, for one peer: it learns what it needs, and nobody can scan with our address.
+#: Between two dial-backs, or two reversed dials, for one peer, and in the mean between two that come through one: each learns what it needs,
+#: and nobody can scan with our address.
 DIAL_BACK_INTERVAL_S = 10.0
-#: Reversed dials, and dial-backs, that run at a time.
+#: Reversed dials, and dial-backs, that run at a time; of reversed ones so many at once may come through one peer after a pause.
 DIAL_BACKS_AT_ONCE_MAX = 8
 #: How long a peer that was asked to dial may take before it is reached through the relay instead: a wish, its way on, and a handshake over a
 #: slow line. What it dials later is taken all the same, in the relayed link's place.
@@ -411,6 +413,9 @@ SHARE_MEMBERS_MAX = 1_024
 SHARE_BLOBS_MAX = 32
 #: Tasks that one partial aggregate names: as many as one origin may have queued at one peer.
 PARTIAL_TASKS_MAX = 65_536
+#: Arguments of one origin that lie in a coordinator's memory: an eighth of what a full queue of the largest could be; what is
+#: beyond is given back, as by a lender that has no room.
+SHARE_ARGUMENT_BYTES_MAX = 512 << 20
 #: Partial values merged by one reduction task.
 REDUCE_FAN_IN = 16
 

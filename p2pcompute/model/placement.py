@@ -84,10 +84,12 @@ class Coordination(enum.StrEnum):
 class Preferences:
     """What a submitter would rather have; peers that are worse come last, they are not left out (see each strategy).
 
-    `prefer_local`: this machine first. `max_latency_s`: a round trip. `cost_limit`: cost of a peer per hour.
+    `prefer_local`: this machine first. `key_nodes`: those that lead their communities, for tasks that everything else waits for.
+    `max_latency_s`: a round trip. `cost_limit`: cost of a peer per hour.
     """
 
     prefer_local: bool = False
+    key_nodes: bool = False
     max_latency_s: float | None = None
     cost_limit: float | None = None
 
@@ -100,7 +102,7 @@ class Preferences:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is preferred."""
-        return not self.prefer_local and self.max_latency_s is None and self.cost_limit is None
+        return not self.prefer_local and not self.key_nodes and self.max_latency_s is None and self.cost_limit is None
 
 
 #: What a submitter prefers that says nothing.
@@ -139,7 +141,7 @@ def preferences_of(given: object) -> Preferences:
             # The name that a text with a unit has; a number means milliseconds, as such figures are given elsewhere.
             text = value if isinstance(value, str) else f"{value}ms"
             values["max_latency_s"] = quantity(text, Kind.DURATION, "100ms")
-        elif name == "prefer_local":
+        elif name in ("prefer_local", "key_nodes"):
             values[name] = _truth(name, value)
         elif name in ("max_latency_s", "cost_limit"):
             values[name] = None if value is None else _number(name, value)

@@ -39,23 +39,28 @@ def may_try(address: Address, seen_host: str) -> bool:
 
 
 class Turns:
-    """Says whether it is a peer's turn again. Pure: takes `now`."""
+    """Says whether it is a peer's turn again: once in `pause_s` in the mean, `at_once` times after a long pause. Pure: takes `now`.
 
-    def __init__(self, pause_s: float) -> None:
-        #: Between two turns of one peer.
+    The generic cell rate algorithm (ITU-T I.371), a moment for each peer.
+    """
+
+    def __init__(self, pause_s: float, at_once: int = 1) -> None:
+        #: Between two turns of one peer, in the mean.
         self._pause_s = pause_s
-        #: When each peer last had its turn, longest ago first; bounded.
-        self._last: OrderedDict[PeerId, float] = OrderedDict()
+        #: How far ahead of that a peer may be, seconds.
+        self._ahead_s = pause_s * (at_once - 1)
+        #: When each peer's turn would be next were it never ahead, the one that had its turn longest ago first; bounded.
+        self._next: OrderedDict[PeerId, float] = OrderedDict()
 
     def take(self, peer: PeerId, now: float) -> bool:
         """Whether `peer` has its turn at `now`; if so it is counted."""
-        last = self._last.get(peer)
-        if last is not None and now - last < self._pause_s:
+        at = max(self._next.get(peer, now), now)
+        if at - now > self._ahead_s:
             return False
-        self._last[peer] = now
-        self._last.move_to_end(peer)
-        while len(self._last) > _TURNS_MAX:
-            self._last.popitem(last=False)
+        self._next[peer] = at + self._pause_s
+        self._next.move_to_end(peer)
+        while len(self._next) > _TURNS_MAX:
+            self._next.popitem(last=False)
         return True
 
 

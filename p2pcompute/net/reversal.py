@@ -3,7 +3,8 @@
 The peer between passes the wish on only for whom it is linked to, only with addresses that are public or where it sees the asker, and not
 too often. Who is asked dials private addresses only where the peer between sits in a private network as well: nobody out in the internet can have
 it knock at the doors of its own. In whose name a wish comes is only the word of the peer between, so that one has turns of its own, and does not learn
-why a dial failed. What comes of a dial is an ordinary link, proven like any other. Refuses to know: when to ask.
+why a dial failed. It has several at once: whoever becomes known as one that cannot be dialled is wished for by everybody who can, in the same moment and
+through the same relay. What comes of a dial is an ordinary link, proven like any other. Refuses to know: when to ask.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Reversals:
         self._open_wishes: OrderedDict[tuple[PeerId, PeerId], None] = OrderedDict()
         #: Turns of those for whom this peer dials, and of those who pass wishes on to it.
         self._dialled = Turns(interval_s)
-        self._heard_from = Turns(interval_s)
+        self._heard_from = Turns(interval_s, at_once=limits.DIAL_BACKS_AT_ONCE_MAX)
         #: Dials for others that run now.
         self._running = 0
 

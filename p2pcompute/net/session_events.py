@@ -94,9 +94,9 @@ class SessionSettings:
     `tries_max`: how often each is sent; `stagger_s`: the next address of a peer is tried after so long;
     `handshake_s`: a handshake ends then; `half_open_s`: how long an answered handshake of another waits for its first
     sealed datagram; `patience_s`: how long own handshakes with a peer wait while one of that peer is half open;
-    `ask_s`: on a session on which so long nothing came back its peer is asked whether it still has it; `unanswered_s`:
-    and after so long it is agreed on anew; `refresh_pause_s`: between two such
-    handshakes with one peer; `rekey_s`, `rekey_datagrams`: age and use after which a session gets fresh keys; `end_s`,
+    `ask_s`: on a session on which so long nothing came back its peer is asked whether it still has it; `answer_s`:
+    the answer is waited for so long before a session is agreed on anew; `trial_s`: a peer that did not answer at an address is
+    asked there again after so long; `refresh_pause_s`: between two handshakes with one peer that has a session; `rekey_s`, `rekey_datagrams`: age and use after which a session gets fresh keys; `end_s`,
     `silence_s`: when it ends; `sweep_s`: how often ended ones are looked for; `recheck_slice`, `recheck_pause_s`:
     how many peers are judged again at a time, and the pause after that.
     """
@@ -108,7 +108,8 @@ class SessionSettings:
     half_open_s: float = limits.HANDSHAKE_TIMEOUT_S
     patience_s: float = 0.5
     ask_s: float = 5.0
-    unanswered_s: float = 15.0
+    answer_s: float = 10.0
+    trial_s: float = 15.0
     refresh_pause_s: float = 2.0
     rekey_s: float = limits.SESSION_REKEY_S
     rekey_datagrams: int = limits.SESSION_DATAGRAMS_MAX

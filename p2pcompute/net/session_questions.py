@@ -37,7 +37,7 @@ class Questions:
         """A datagram of `session` came from `source`, where its peer has not shown to be; `is_newest`: nothing newer has come yet."""
         trial = session.trial
         is_tried = trial is not None and trial.address == source
-        if trial is not None and is_tried and (not trial.is_over or now - trial.since < self._settings.unanswered_s):
+        if trial is not None and is_tried and (not trial.is_over or now - trial.since < self._settings.trial_s):
             trial.heard(size_bytes)
             return ()
         if not is_newest:

@@ -61,7 +61,7 @@ class Session:
     """One session. Half open while its first sealed datagram has not come; only the responder's side is that."""
 
     __slots__ = (
-        "accept", "accept_repeated", "address", "armed_at", "asked", "bytes_in", "bytes_out", "due", "entry", "heard_at", "index", "initiated",
+        "accept", "accept_repeated", "address", "armed_at", "asked_at", "bytes_in", "bytes_out", "due", "entry", "heard_at", "index", "initiated",
         "is_confirmed", "opener", "order", "proof_digest", "refresh_at", "remote", "replayed", "rtt_s", "sealer", "shown", "since",
         "trial", "tries", "unanswered_since", "unsealed",
     )  # fmt: skip
@@ -95,8 +95,8 @@ class Session:
         self.heard_at = now
         #: When the first of our datagrams was sent that nothing has come back since, None where none was.
         self.unanswered_since: float | None = None
-        #: Whether its peer was asked since then whether it still has the session.
-        self.asked = False
+        #: When its peer was asked since then whether it still has the session, None where it was not.
+        self.asked_at: float | None = None
         #: Whether a datagram of its peer opened: both sides have the keys then.
         self.is_confirmed = False
         #: From when on its use makes a handshake for the next one.

@@ -179,14 +179,18 @@ class Sessions:
         return self._drive(attempt, now)
 
     def _doubt(self, entry: Entry, addresses: Sequence[Address], now: float) -> Sequence[Effect]:
-        """Nothing has come back for a while: ask, then agree anew. Traffic that goes one way only is answered by the asking."""
+        """Nothing has come back for a while: ask, then agree anew.
+
+        Only the silence after the asking counts: traffic that goes one way, and an answer after which there was nothing more to
+        say for minutes, wait for nothing.
+        """
         session = entry.best
-        if session.unanswered_since is not None and now - session.unanswered_since >= self._settings.unanswered_s:
+        if session.asked_at is None:
+            session.asked_at = now
+            return [session.seal(OWN_CHANNEL, QUESTION, now)]
+        if now - session.asked_at >= self._settings.answer_s:
             return self._refresh(entry, addresses, now)
-        if session.asked:
-            return _NOTHING
-        session.asked = True
-        return [session.seal(OWN_CHANNEL, QUESTION, now)]
+        return _NOTHING
 
     # --- handshakes of ours ---------------------------------------------------------------------------------------------
 
@@ -329,7 +333,7 @@ class Sessions:
             return self._blame(Why.SEAL, source, now)
         session.heard_at = now
         session.unanswered_since = None
-        session.asked = False
+        session.asked_at = None
         session.bytes_in += len(data)
         entry = session.entry
         effects: list[Effect] = []

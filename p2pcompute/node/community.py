@@ -1,67 +1,75 @@
-"""This peer among communities: it coordinates others' shares in its own, and gives coordinators of others shares of its jobs.
+"""Origin, coordinator and lender of one peer, and how what others say and do reaches the right one of them.
 
-Between the peer's parts: says which messages are the coordinator's, tells coordinator and origin of the peers around, and makes
-regions out of the network's shape. Refuses to decide: who coordinates elects `topology/`, which jobs are shared says
-`jobs/coordinating.py`.
+This peer's own lender computes for its own jobs, and as a member of its community for shares that it coordinates: two channels, as
+over two links. Refuses to know: the overlay (`surroundings.py`), and who coordinates what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from p2pcompute.jobs.plan import Facts
-from p2pcompute.model.ids import PeerId, coordinator_of
-from p2pcompute.model.peer import PeerView
-from p2pcompute.node.channels import Channel, connect_in_community
+from p2pcompute.model.ids import PeerId
+from p2pcompute.net.blobs import BlobExchange
+from p2pcompute.node.channels import Channel, connect_in_community, connect_locally
 from p2pcompute.node.coordinator import Coordinator
-from p2pcompute.node.facts import regions_of
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.origin import Origin
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import Message
-
-if TYPE_CHECKING:
-    from p2pcompute.topology.shape import NetworkShape
 
 
 class Community:
     """See the module."""
 
     def __init__(
-        self, peer: PeerId, store: BlobStore, coordinator: Coordinator, origin: Origin, lender: Lender
+        self,
+        peer: PeerId,
+        store: BlobStore,
+        exchange: BlobExchange,
+        origin: Origin,
+        coordinator: Coordinator,
+        lender: Lender,
     ) -> None:
-        self.coordinator = coordinator
         self._origin = origin
-        #: To this peer's own lender, as a member.
-        self._own, to_coordinator = connect_in_community(peer, store, coordinator.bring)
-        self._own.deliver = lender.message
-        to_coordinator.deliver = self._said
+        self._coordinator = coordinator
+        self._lender = lender
+        self._own_lender, to_origin = connect_locally(peer, store)
+        self._own_member, to_coordinator = connect_in_community(peer, store, coordinator.bring)
+        self._own_lender.deliver = self._own_member.deliver = lender.message
+        to_origin.deliver = origin.message
+        to_coordinator.deliver = self._said_by_own_member
+        exchange.bring = coordinator.bring
+        exchange.on_served = origin.sent_blob
+        coordinator.is_own = origin.jobs.__contains__
 
     def message(self, channel: Channel, message: Message) -> bool:
         """Take `message` where it is the coordinator's business; whether it was."""
-        if not self.coordinator.takes(channel.peer, message):
+        if not self._coordinator.takes(channel.peer, message):
             return False
-        self.coordinator.message(channel, message)
+        self._coordinator.message(channel, message)
         return True
 
-    def _said(self, channel: Channel, message: Message) -> None:
+    def _said_by_own_member(self, channel: Channel, message: Message) -> None:
         self.message(channel, message)
 
-    def own_facts(self, facts: Facts) -> None:
-        """What this peer's own lender has to give."""
-        self.coordinator.peer_usable(self._own, facts)
+    def linked(self, channel: Channel) -> None:
+        """There is a new link to a peer, perhaps in place of one over which it has jobs here."""
+        self._lender.linked(channel)
+        self._coordinator.linked(channel)
 
-    def peer_usable(self, channel: Channel, facts: Facts, *, lends: bool) -> None:
-        """A linked peer, of which `facts` are known. `lends`: whether it may compute for us."""
+    def usable(self, channel: Channel, facts: Facts, *, lends: bool) -> None:
+        """`channel` leads to a peer of which `facts` are known; or they have changed. `lends`: whether it may compute for us."""
         if lends:
-            self.coordinator.peer_usable(channel, facts)
+            self._origin.peer_usable(channel, facts)
+            self._coordinator.peer_usable(channel, facts)
         self._origin.seat_usable(channel, facts)
 
-    def mapped(self, shape: NetworkShape, view: PeerView, need: Callable[[PeerId], None]) -> None:
-        """The network has this shape; `need` is called for each peer that may coordinate a community."""
-        regions = regions_of(shape, view)
-        self._origin.regions(regions)
-        for region in regions:
-            for seat in region.seats:
-                need(coordinator_of(seat))
+    def own_usable(self, facts: Facts) -> None:
+        """This peer itself lends, and `facts` are known of it."""
+        self._origin.peer_usable(self._own_lender, facts)
+        self._coordinator.peer_usable(self._own_member, facts)
+
+    def gone(self, peer: PeerId, reason: str) -> None:
+        """The link to `peer` is down."""
+        self._origin.peer_gone(peer, reason)
+        self._coordinator.peer_gone(peer, reason)
+        self._lender.origin_gone(peer)

@@ -14,18 +14,33 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.strategies import Registry
 from p2pcompute.model import limits
-from p2pcompute.model.ids import BlobId, JobId, PeerId
+from p2pcompute.model.errors import LinkClosedError
+from p2pcompute.model.ids import BlobId, JobId, PeerId, short_peer_id
 from p2pcompute.model.peer import Role
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.delegate import Delegate
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
-from p2pcompute.wire.messages import Grant, JobClose, JobRefuse, Message, ShareOpen, Tasks, TasksCancel, TasksRecall
+from p2pcompute.wire.messages import (
+    Grant,
+    JobAccept,
+    JobClose,
+    JobRefuse,
+    Message,
+    Results,
+    ShareOpen,
+    TaskNews,
+    Tasks,
+    TasksCancel,
+    TasksRecall,
+)
 
 _MAY_SUBMIT = frozenset({Role.SUBMIT, Role.ADMIN})
 #: What an origin says of a share.
 _OF_ORIGINS = (Tasks, TasksCancel, TasksRecall, JobClose)
+#: What members say of it.
+_OF_MEMBERS = (JobAccept, JobRefuse, Results, TaskNews)
 
 
 class Coordinator:
@@ -46,6 +61,10 @@ class Coordinator:
         self._registry = registry
         #: Told of peers that do what no honest one does; the composition root sets it.
         self.misdeed: Callable[[PeerId, str], None] = lambda peer, what: None
+        #: Whether a job was submitted at this peer: results of that are no share's; the composition root sets it.
+        self.is_own: Callable[[JobId], bool] = lambda job: False
+        #: Who runs each open share: what job messages are looked up in, so nothing where none is open.
+        self._shares: dict[JobId, Delegate] = {}
         #: Shares of each origin that is linked.
         self._delegates: dict[PeerId, Delegate] = {}
         #: Peers that may compute here: their channels, and what is known of them.
@@ -59,14 +78,13 @@ class Coordinator:
             return True
         if isinstance(message, Grant):
             return bool(message.origin)
-        if not self._delegates:
+        if not self._shares:
             return False
         of_job: Any = message
-        job = JobId(getattr(of_job, "job", b""))
-        if isinstance(message, _OF_ORIGINS):
-            delegate = self._delegates.get(peer)
-            return delegate is not None and job in delegate.jobs
-        return any(job in delegate.jobs for delegate in self._delegates.values())
+        delegate = self._shares.get(JobId(getattr(of_job, "job", b"")))
+        if delegate is None:
+            return False
+        return delegate.origin == peer if isinstance(message, _OF_ORIGINS) else isinstance(message, _OF_MEMBERS)
 
     def message(self, channel: Channel, message: Message) -> None:
         """What `takes` said yes to."""
@@ -77,25 +95,24 @@ class Coordinator:
             if delegate is not None:
                 delegate.message_of_member(channel, message)
         elif isinstance(message, _OF_ORIGINS):
-            self._delegates[channel.peer].message_of_origin(message)
+            self._shares[JobId(message.job)].message_of_origin(message)
         else:
             of_job: Any = message
-            for delegate in list(self._delegates.values()):
-                if JobId(of_job.job) in delegate.jobs:
-                    delegate.message_of_member(channel, message)
+            self._shares[JobId(of_job.job)].message_of_member(channel, message)
 
     def _open(self, channel: Channel, message: ShareOpen) -> None:
+        name = JobId(message.share)
         if not _MAY_SUBMIT & channel.roles:
             text = "the invitation of the submitting peer does not allow it to submit"
-            channel.send(JobRefuse(message.share, "role", text))
+            self._refuse(channel, name, "role", text)
             return
-        if any(JobId(message.share) in delegate.jobs for delegate in self._delegates.values()):
-            channel.send(JobRefuse(message.share, "share", "a share with this id is open here"))
+        if name in self._shares or self.is_own(name):
+            self._refuse(channel, name, "share", "a job with this id is open here")
             return
         delegate = self._delegates.get(channel.peer)
         if delegate is None:
             if len(self._delegates) >= limits.LINKS_MAX:
-                channel.send(JobRefuse(message.share, "busy", "this peer coordinates for as many others as it can"))
+                self._refuse(channel, name, "busy", "this peer coordinates for as many others as it can")
                 return
             delegate = self._delegates[channel.peer] = Delegate(
                 channel.peer,
@@ -106,8 +123,15 @@ class Coordinator:
                 self._registry,
                 self._peers.get,
                 lambda peer, what: self.misdeed(peer, what),
+                self._shares,
             )
         delegate.open(channel, message)
+
+    def _refuse(self, channel: Channel, share: JobId, reason: str, text: str) -> None:
+        try:
+            channel.send(JobRefuse(share, reason, text))
+        except LinkClosedError:
+            self._log.debug("not sent: the link is gone", peer=short_peer_id(channel.peer))
 
     # --- peers --------------------------------------------------------------------------------------------------------
 
@@ -116,6 +140,12 @@ class Coordinator:
         self._peers[channel.peer] = (channel, facts)
         for delegate in self._delegates.values():
             delegate.look_at(channel.peer)
+
+    def linked(self, channel: Channel) -> None:
+        """There is a new link to a peer, perhaps in place of one over which it has shares here."""
+        delegate = self._delegates.get(channel.peer)
+        if delegate is not None:
+            delegate.linked(channel)
 
     def peer_gone(self, peer: PeerId, reason: str) -> None:
         """`peer` is not reachable any more, as a member or as an origin."""

@@ -8,7 +8,6 @@ Refuses to know: who is asked to coordinate, and why.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,15 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.jobs import dispatch
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.strategies import Registry
-from p2pcompute.jobs.submit import aggregation_of, options_of
 from p2pcompute.model import limits
-from p2pcompute.model.errors import BusyError, P2PComputeError, UsageError
-from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex, format_job_id
-from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError, Outcome, Payload
-from p2pcompute.model.placement import Coordination
+from p2pcompute.model.errors import BusyError, P2PComputeError
+from p2pcompute.model.ids import BlobId, JobId, PeerId, TaskIndex, format_job_id
+from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.bringing import Bringing
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.dispatching import Dispatching
-from p2pcompute.node.share import Share
+from p2pcompute.node.share import Share, spec_of
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.upward import GATHER_S, Upward, said
 from p2pcompute.storage.blobs import BlobStore
@@ -58,7 +55,8 @@ ALIVE_EVERY_S = 2.0
 
 
 class Delegate(Dispatching[Share]):
-    """The shares of `origin`. `known(peer)`: channel to a peer and facts of it, None where it cannot be used."""
+    """The shares of `origin`. `known(peer)`: channel to a peer and facts of it, None where it cannot be used; `open_shares`: those of
+    all delegates here, in which it writes its own."""
 
     def __init__(
         self,
@@ -70,11 +68,13 @@ class Delegate(Dispatching[Share]):
         registry: Registry,
         known: Callable[[PeerId], tuple[Channel, Facts] | None],
         misdeed: Callable[[PeerId, str], None],
+        open_shares: dict[JobId, Delegate],
     ) -> None:
         super().__init__(store, supervisor, clock, log, registry)
         self.origin = origin
         self._known = known
         self._tell_misdeed = misdeed
+        self._open_shares = open_shares
         #: Peers that it dispatches to.
         self.members: set[PeerId] = set()
         #: What goes to the origin.
@@ -110,6 +110,15 @@ class Delegate(Dispatching[Share]):
     def _misdeed(self, peer: PeerId, what: str) -> None:
         self._tell_misdeed(peer, what)
 
+    def linked(self, channel: Channel) -> None:
+        """There is a new link to the origin, perhaps in place of one over which it has shares here."""
+        if self._up.channel is None:
+            return
+        self._up.channel = channel
+        for share in self.jobs.values():
+            share.channel = channel
+        self._tell_slots(anew=True)
+
     # --- what the origin says -----------------------------------------------------------------------------------------
 
     def open(self, channel: Channel, message: ShareOpen) -> None:
@@ -122,16 +131,19 @@ class Delegate(Dispatching[Share]):
             )
             return
         try:
-            spec = _spec_of(message)
+            spec = spec_of(message)
         except P2PComputeError as error:
             self._up.send(JobRefuse(name, "share", f"the share cannot be dispatched here: {error}"[:4096]))
             return
         share = self.jobs[name] = Share(message, channel, spec, self._store, self._clock.monotonic())
+        self._open_shares[name] = self
         self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
         self._supervisor.task(f"open share {format_job_id(name)}", self._prepare(share))
 
     async def _prepare(self, share: Share) -> None:
         """Fetch the program and what all tasks need, accept, look for members."""
+        if self.jobs.get(share.spec.job) is not share:
+            return
         program = BlobId(share.opened.program)
         name = share.spec.job
         try:
@@ -144,8 +156,9 @@ class Delegate(Dispatching[Share]):
                     # What cannot be had is said to the task that needs it.
                     await self._bringing.bring(BlobId(shared), share.channel, lambda: share.is_open)
         except (P2PComputeError, OSError) as error:
-            self.close(name)
-            self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
+            if self.jobs.get(name) is share:
+                self._close(share)
+                self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
             return
         if not share.is_open:
             return
@@ -171,7 +184,12 @@ class Delegate(Dispatching[Share]):
     def close(self, name: JobId) -> None:
         """The origin does not want the share any more."""
         share = self.jobs.get(name)
-        if share is None:
+        if share is not None:
+            self._close(share)
+
+    def _close(self, share: Share) -> None:
+        name = share.spec.job
+        if self.jobs.get(name) is not share:
             return
         if share.is_accepted:
             self._feed(dispatch.JobCancelled(name))
@@ -209,16 +227,19 @@ class Delegate(Dispatching[Share]):
 
     def _tasks(self, message: Tasks) -> None:
         share = self.jobs[JobId(message.job)]
-        room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - share.size
+        room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - sum(job.size for job in self.jobs.values())
+        room_bytes = limits.SHARE_ARGUMENT_BYTES_MAX - sum(job.argument_bytes for job in self.jobs.values())
         here: list[TaskIndex] = []
         for task, attempt, entry, payload in message.rows:
-            inner = share.take(task, attempt, entry, payload) if share.is_accepted and room > 0 else None
+            fits = share.is_accepted and room > 0 and len(payload.inline) <= room_bytes
+            inner = share.take(task, attempt, entry, payload) if fits else None
             if inner is None:
                 self._up.row(
                     share.spec.job, (task, attempt, Outcome.RETURNED_UNRUN, 0, said("no room for it here"), PeerId(b""))
                 )
                 continue
             room -= 1
+            room_bytes -= len(payload.inline)
             if payload.blob is None:
                 here.append(inner)
             else:
@@ -232,21 +253,33 @@ class Delegate(Dispatching[Share]):
         assert payload.blob is not None
         row = share.row_of(inner)
         why = ""
+        data: Bytes | None = None
         try:
-            if not self._store.hold(payload.blob, share.hold):
+            if not self._store.has(payload.blob):
                 data = await share.channel.fetch(payload.blob, payload.size_bytes)
-                if share.is_open:
-                    self._store.put(data, share.hold, payload.blob)
         except (P2PComputeError, OSError) as error:
             why = str(error)
         if row is None or row not in share.fetching or not share.is_open:
             return
-        share.fetching.discard(row)
         if not why:
+            why = self._hold(share, payload.blob, data)
+        if not why:
+            share.fetching.discard(row)
             self._feed(dispatch.TasksAdded(share.spec.job, (inner,)))
             return
         share.let_go(inner)
         self._up.row(share.spec.job, (*row, Outcome.RETURNED_UNRUN, 0, said(why), PeerId(b"")))
+
+    def _hold(self, share: Share, blob: BlobId, data: Bytes | None) -> str:
+        """Hold a blob that is here, or has just come as `data`; empty, or why not."""
+        try:
+            if data is not None:
+                self._store.put(data, share.hold, blob)
+            elif not self._store.hold(blob, share.hold):
+                return "its arguments are not here any more"
+        except BusyError as error:
+            return str(error)
+        return ""
 
     def _cancel(self, message: TasksCancel) -> None:
         share = self.jobs[JobId(message.job)]
@@ -258,7 +291,6 @@ class Delegate(Dispatching[Share]):
                 continue
             inner = share.inner_of(task, attempt)
             if inner is not None:
-                share.fetching.discard((task, attempt))
                 share.settle(inner)
                 dropped.append(inner)
         if dropped:
@@ -274,7 +306,6 @@ class Delegate(Dispatching[Share]):
             if inner is None:
                 continue
             if (task, attempt) in share.fetching:
-                share.fetching.discard((task, attempt))
                 share.let_go(inner)
                 self._up.row(share.spec.job, (task, attempt, Outcome.RETURNED_UNRUN, 0, said(_RECALLED), PeerId(b"")))
             else:
@@ -349,8 +380,10 @@ class Delegate(Dispatching[Share]):
                 added.extend(share.merge_ended(report.task, payload if report.outcome is Outcome.RETURNED else None))
                 continue
             task, attempt = share.settle(report.task)
-            stays, merges = share.merge(task, attempt, report.outcome, payload, peer)
-            added.extend(merges)
+            stays = False
+            if report.outcome is Outcome.RETURNED or not self._is_fetched(share, len(payload)):
+                stays, merges = share.merge(task, attempt, report.outcome, payload, peer)
+                added.extend(merges)
             if stays:
                 self._up.row(share.spec.job, (task, attempt, Outcome.MERGED, wall_us, Payload(), peer))
             else:
@@ -385,6 +418,7 @@ class Delegate(Dispatching[Share]):
             timer.cancel()
         self._up.forget(name)
         if self.jobs.pop(name, None) is not None:
+            del self._open_shares[name]
             share.close()
             self._feed(dispatch.JobForgotten(name))
         self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
@@ -399,7 +433,7 @@ class Delegate(Dispatching[Share]):
         now = self._clock.monotonic()
         if not share.is_open or not share.has_merged:
             return
-        if now - share.cut_at >= CUT_EVERY_S:
+        if now - share.cut_at >= CUT_EVERY_S or share.is_full:
             share.merges_no_more = True
             if not share.is_merging:
                 self._cut(share)
@@ -427,26 +461,25 @@ class Delegate(Dispatching[Share]):
                 blob = self._store.put(cut.payload, share.hold)
             except BusyError as error:
                 # It cannot be handed over: the origin has these tasks run again.
-                name = share.spec.job
-                self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
-                self.close(name)
+                self._up.send(JobRefuse(share.spec.job, "busy", str(error)[:4096]))
+                self._close(share)
                 return
             payload = Payload(blob=blob, size_bytes=len(cut.payload))
         else:
             payload = Payload(inline=cut.payload, size_bytes=len(cut.payload))
-        rows = cut.rows
-        if len(rows) > limits.BATCH_TASKS_MAX:
-            name = share.spec.job
-            self._up.send(JobRefuse(name, "busy", "its tasks are too scattered to be named together"))
-            self.close(name)
-            return
-        self._up.send(Partial(share.spec.job, share.partials, rows, payload, cut.workers[: limits.SHARE_MEMBERS_MAX]))
+        workers = cut.workers[: limits.SHARE_MEMBERS_MAX]
+        self._up.send(Partial(share.spec.job, share.partials, cut.rows, payload, workers))
+
+    @staticmethod
+    def _is_fetched(share: Share, size_bytes: int) -> bool:
+        """Whether a result of this size is left to be fetched."""
+        return size_bytes > limits.INLINE_BYTES_MAX or (size_bytes > SMALL_BYTES and share.channel.is_behind)
 
     def _up_result(
         self, share: Share, row: tuple[int, int], outcome: Outcome, wall_us: int, payload: Bytes, worker: PeerId
     ) -> None:
         size = len(payload)
-        if size > limits.INLINE_BYTES_MAX or (size > SMALL_BYTES and share.channel.is_behind):
+        if self._is_fetched(share, size):
             try:
                 blob = self._store.put(payload, share.hold)
             except BusyError as error:
@@ -473,7 +506,7 @@ class Delegate(Dispatching[Share]):
             self._up.send(CommunityGrant(slots))
 
     def _keep_alive(self) -> None:
-        """Say that shares which owe something are alive, as long as there are any."""
+        """Say that shares which have work are alive, as long as there are any."""
         if self._alive_timer is not None:
             self._alive_timer.cancel()
             self._alive_timer = None
@@ -482,7 +515,9 @@ class Delegate(Dispatching[Share]):
         self._alive_timer = asyncio.get_running_loop().call_later(ALIVE_EVERY_S, self._say_alive)
 
     def _say_alive(self) -> None:
-        if any(share.has_merged for share in self.jobs.values()):
+        for share in list(self.jobs.values()):
+            self._look_whether_idle(share)
+        if any(share.has_merged or share.size for share in self.jobs.values()):
             self._tell_slots(anew=True)
         self._alive_timer = None
         self._keep_alive()
@@ -494,22 +529,3 @@ class Delegate(Dispatching[Share]):
 
 
 _RECALLED = "it was recalled before it had begun"
-
-
-def _spec_of(message: ShareOpen) -> JobSpec:
-    """The share as a job of this peer's machine. Raises UsageError, UnknownNameError for what no origin writes."""
-    options: JobOptions = options_of(message.options)
-    aggregation = aggregation_of(message.aggregation)
-    if aggregation in (Aggregation.CUSTOM, Aggregation.CONCAT):
-        raise UsageError(f"results of aggregation {aggregation.value!r} are not merged in communities")
-    own = dataclasses.replace(
-        options,
-        # Further attempts are the origin's to give, and failures its to judge.
-        retries=0,
-        on_error=OnError.SKIP,
-        job_timeout_s=None,
-        coordination=Coordination.OFF,
-    )
-    return JobSpec(
-        JobId(message.share), message.name, ProgramId(message.program), "map", aggregation, "reduce", own, None
-    )

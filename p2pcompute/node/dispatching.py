@@ -136,13 +136,13 @@ class Dispatching(abc.ABC, Generic[W]):
         if self._channels.pop(peer, None) is not None:
             self._pump.feed(dispatch.PeerGone(peer, reason))
 
-    def _bar(self, peer: PeerId) -> None:
-        """`peer` sent as a result what no encoder writes: what it has is given to others, and it gets nothing any more."""
+    def _bar(self, peer: PeerId, what: str) -> None:
+        """`peer` sent what no honest one sends: what it has is given to others, and it gets nothing any more."""
         while len(self._barred) >= limits.TROUBLES_MAX:
             del self._barred[next(iter(self._barred))]
         self._barred[peer] = None
-        self._misdeed(peer, "sent a result that cannot be read; it is given no more tasks")
-        self._gone(peer, "it sent a result that cannot be read")
+        self._misdeed(peer, f"{what}; it is given no more tasks")
+        self._gone(peer, f"it {what}")
 
     # --- results ------------------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Dispatching(abc.ABC, Generic[W]):
                 )
                 continue
             if outcome is Outcome.RETURNED and not channel.is_local and not is_readable(payload.inline):
-                self._bar(peer)
+                self._bar(peer, "sent a result that cannot be read")
                 return
             reports.append(self._stage(known, peer, (task, attempt, outcome, wall_us), payload.inline))
         if reports:

@@ -43,6 +43,7 @@ from p2pcompute.model.job import (
     JobState,
     OnError,
     Outcome,
+    TaskReport,
 )
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.answers import Answers, check_cached
@@ -60,6 +61,7 @@ from p2pcompute.wire.messages import (
     CommunityGrant,
     Grant,
     JobAccept,
+    JobClose,
     JobOpen,
     JobRefuse,
     Message,
@@ -149,6 +151,8 @@ class Origin(Dispatching[OriginJob]):
             raise BusyError(f"{open_jobs} jobs are open at this peer: wait for some of them or cancel them")
         stream = JobStream(job, lambda: self.cancel(job))
         stream.on_drop = lambda index: self.drop(job, index)
+        if request.weights is not None:
+            request = dataclasses.replace(request, spec=dataclasses.replace(request.spec, is_weighted=True))
         self._store.put(request.program, job, request.spec.program)  # type: ignore[arg-type]
         recording = self._records.begin(request.spec)
         self.jobs[job] = OriginJob(request, stream, self._store, self._clock.monotonic(), recording)
@@ -272,9 +276,16 @@ class Origin(Dispatching[OriginJob]):
 
     def seat_gone(self, coordinator: PeerId, reason: str) -> None:
         """`coordinator` stands for its community no longer."""
-        seat = seat_of(coordinator)
-        self._gone(seat, reason)
-        self.seats.gone(seat)
+        self._gone(seat_of(coordinator), reason)
+
+    def _gone(self, peer: PeerId, reason: str) -> None:
+        if is_seat(peer):
+            for job in self.seats.jobs_at(peer):
+                # Its link may well stand, and its community work on for nobody.
+                self._to(peer, JobClose(job))
+        super()._gone(peer, reason)
+        if is_seat(peer):
+            self.seats.gone(peer)
 
     def regions(self, regions: tuple[Region, ...]) -> None:
         """Communities other than this peer's own, with who may coordinate each."""
@@ -364,6 +375,11 @@ class Origin(Dispatching[OriginJob]):
         if message.progress:
             self._tell(job)
 
+    def _report(self, job: OriginJob, peer: PeerId, reports: tuple[TaskReport, ...]) -> None:
+        super()._report(job, peer, reports)
+        for report in reports if job.workers else ():
+            job.workers.pop((report.task, report.attempt), None)
+
     # --- partial aggregates -------------------------------------------------------------------------------------------
 
     def _partial(self, seat: PeerId, message: Partial) -> None:
@@ -395,9 +411,7 @@ class Origin(Dispatching[OriginJob]):
         try:
             value = read_partial(job.spec.aggregation, message.rows, data, job.inputs, job.skipped)
         except (P2PComputeError, ValueError) as error:
-            text = f"sent a partial aggregate that is none: {error}"
-            self._misdeed(seat, text)
-            self._pump.feed(dispatch.SeatFailed(seat, name, text))
+            self._bar(seat, f"sent a partial aggregate that is none: {error}")
             return
         key = (name, seat, message.number)
         self._partials[key] = (value, message)
@@ -419,7 +433,7 @@ class Origin(Dispatching[OriginJob]):
         self._tell(job)
 
     def _partial_refused(self, effect: dispatch.PartialRefused) -> None:
-        self._misdeed(effect.peer, effect.text)
+        self._bar(effect.peer, effect.text)
 
     # --- effects ------------------------------------------------------------------------------------------------------
 

@@ -232,8 +232,6 @@ class OriginJob:
 
     def done_by_peer(self, rows: Sequence[tuple[PeerId, int]]) -> tuple[tuple[PeerId, int], ...]:
         """The machine's counts, with those of seats as what their coordinators said of them."""
-        if not self._computed:
-            return tuple(rows)
         counts = dict(self._computed)
         for peer, count in rows:
             if not is_seat(peer):

@@ -358,7 +358,7 @@ class OverlayPeer:
         own.set_reach(self.reaching.reach, self.reaching.relays)
         capability, load = self._parts.sample()
         addresses = tuple(dict.fromkeys((*self._world.addresses(self._host, self.port), *self.reaching.external)))
-        around = Around(self._peer_book.counts()[0] + 1, self._has_old())
+        around = Around(self._peer_book.counts()[0] + 1, self._has_old(), self._peer_book.renewed)
         tell = own.observe(capability, load, addresses[: limits.ADDRESSES_MAX], edges, now, around)
         if tell is Tell.RECORD:
             self.overlay.own_changed()

@@ -21,6 +21,7 @@ from p2pcompute.model.capability import Capability, Gpu
 from p2pcompute.model.ids import NetworkId, PeerId
 from p2pcompute.model.peer import Address, Coordinate, Edge, Isolation, PeerRecord, Reach, Relay, Role
 from p2pcompute.model.requirement import TIER_DEFAULT
+from p2pcompute.model.seams import Rng
 from p2pcompute.wire.gossip import LoadUpdate, sign_load
 from p2pcompute.wire.record import SignedRecord, Signer, sign_record
 from p2pcompute.wire.versions import PROTOCOL
@@ -54,7 +55,7 @@ class Identity:
 class OwnRecord:
     """Keeps this peer's own signed record up to date.
 
-    `incarnation_next(at_least)` gives a persisted, ever rising number. `tells_load`: somebody spreads load updates; without
+    `incarnation_next(at_least)` gives a persisted, ever rising number. `rng`: dice for when it may speak. `tells_load`: somebody spreads load updates; without
     it a changed load is told by a new record.
     """
 
@@ -65,6 +66,7 @@ class OwnRecord:
         incarnation_next: Callable[[int], int],
         capability: Capability,
         addresses: tuple[Address, ...],
+        rng: Rng,
         *,
         tells_load: bool = False,
         settings: PacingSettings | None = None,
@@ -76,7 +78,7 @@ class OwnRecord:
         #: Whether load updates are spread.
         self._tells_load = tells_load
         #: Says what is worth telling.
-        self._pacer = Pacer(settings)
+        self._pacer = Pacer(rng, settings)
         #: What is true of the record apart from what each look measures: set by the `set_` methods, told at the next look.
         self._wanted = PeerRecord(
             peer=identity.peer,

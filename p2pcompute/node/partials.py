@@ -73,7 +73,20 @@ def read_partial(
         raise ProtocolError("the value of a partial aggregate is of other tasks than it names")
     # Merged into nothing first: what fails then is no partial at all, and no fault of other results.
     Aggregator(aggregation).merge(value)
+    _check_state(aggregation, value["state"], named)
     return PartialValue(rows, state=value)
+
+
+def _check_state(aggregation: Aggregation, state: Any, named: set[TaskIndex]) -> None:
+    """What an aggregator alone cannot see: that something was merged, and of the named tasks."""
+    if aggregation in (Aggregation.SUM, Aggregation.AVERAGE):
+        kind, total, weights = state
+        if kind not in ("number", "array") or total is None or list(weights) != [len(named), 0, False, 0.0]:
+            raise ProtocolError("a partial sum is not of the tasks that are named, each counted once")
+    elif aggregation in (Aggregation.MAX, Aggregation.MIN) and (
+        state is None or type(state[0]) is not int or state[0] not in named
+    ):
+        raise ProtocolError("a partial extreme is that of a task that is named")
 
 
 def _nodes(

@@ -23,18 +23,17 @@ from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, coordinator_of, is_seat, short_peer_id
-from p2pcompute.model.job import JobOptions
-from p2pcompute.model.peer import Address, PeerView, Role
+from p2pcompute.model.peer import Address, PeerView
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
-from p2pcompute.node.channels import LinkChannel, connect_locally
+from p2pcompute.node.channels import LinkChannel
 from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
 from p2pcompute.node.coordinator import Coordinator
 from p2pcompute.node.delegating import Delegating
 from p2pcompute.node.door import Door
-from p2pcompute.node.facts import facts_of, own_facts, peers_to_seek, view_health
+from p2pcompute.node.facts import view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
@@ -44,11 +43,12 @@ from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
 from p2pcompute.node.origin import Origin
-from p2pcompute.node.overlay_peer import SAMPLE_INTERVAL_S, OverlayParts, OverlayPeer, overlay_settings
+from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.surroundings import Surroundings
 from p2pcompute.node.world import World
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.files import InstanceDisk
@@ -176,6 +176,7 @@ class Peer(Door):
             self._incarnation_next,
             capability,
             (),
+            self._world.rng("own record"),
             tells_load=True,
         )
         self.peer_id = key.peer_id
@@ -220,19 +221,11 @@ class Peer(Door):
             stack.push_async_callback(pool.stop)
         stack.callback(self.lender.stop)
         self.lender.start(pool)
-        to_lender, to_origin = connect_locally(self.peer_id, self._blobs)
-        to_lender.deliver = self.lender.message
-        to_origin.deliver = self.origin.message
         self.coordinator = Coordinator(self._blobs, self._supervisor, self._clock, self._log, self.records.registry)
         stack.callback(self.coordinator.stop)
-        self.community = Community(self.peer_id, self._blobs, self.coordinator, self.origin, self.lender)
-        self.exchange.bring = self.coordinator.bring
+        self.community = Community(self.peer_id, self._blobs, self.exchange, self.origin, self.coordinator, self.lender)
         self.origin.seats.delegating = Delegating(self.identity, self._clock, self._entropy_source)
-        self.origin.seek = self._seek
         self.origin.holders = Holders(lambda: self.handles.sizes)
-        self.exchange.on_served = self.origin.sent_blob
-        self._to_own_lender = to_lender
-        self._offer_self()
 
     async def _start_overlay(self, stack: contextlib.AsyncExitStack, key: PeerKey) -> None:
         parts = OverlayParts(
@@ -249,6 +242,10 @@ class Peer(Door):
         )
         self.side = OverlayPeer(parts, self._world, overlay_settings(self.config.timing))
         self.overlay = self.side.overlay
+        self.surroundings = Surroundings(
+            self.own, self.overlay, self.exchange, self.community, self.origin, self.place_of
+        )
+        self.surroundings.offer_self()
         self.origin.misdeed = self.overlay.misdeed
         self.coordinator.misdeed = self.overlay.misdeed
         self.admission = Admission(
@@ -294,7 +291,7 @@ class Peer(Door):
         return min(slots, 64) / 64 + 1.0 / (1.0 + (link.rtt_s or 1.0))
 
     def _start_services(self) -> None:
-        self._supervisor.service("offers", self._keep_offering)
+        self._supervisor.service("offers", self.surroundings.keep_offering)
         self._supervisor.service("records", self.records.run)
         self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
@@ -310,21 +307,9 @@ class Peer(Door):
             watch = await self._offload.run(_load_topology_watch)
             # Whoever else waited for the same may have been first.
             self._topology = self._topology or watch(
-                lambda: self.view, self.own, self._clock, self._offload, self._mapped
+                lambda: self.view, self.own, self._clock, self._offload, self.surroundings.mapped
             )
         return self._topology
-
-    def _mapped(self, shape: NetworkShape) -> None:
-        self.origin.mapped(shape.adjacency)
-        self.community.mapped(shape, self.view, self._need)
-
-    def _need(self, peer: PeerId) -> None:
-        """A peer that may coordinate a community: linked, and known to the jobs here."""
-        link = self.overlay.hub.links.get(peer)
-        if link is None:
-            self.overlay.want_link(peer)
-        else:
-            self._offer(link)
 
     async def stop(self) -> None:
         """Say goodbye, stop what runs, close everything; bounded. A second call does nothing."""
@@ -412,30 +397,8 @@ class Peer(Door):
     def linked(self, link: Link) -> None:
         """Called by the overlay."""
         self.admission.greet(link)
-        self.lender.linked(LinkChannel(link, self.exchange))
-        self._offer(link)
-
-    def _offer(self, link: Link) -> None:
-        entry = self.overlay.view.entry(link.peer)
-        if entry is None:
-            return
-        channel = LinkChannel(link, self.exchange)
-        facts = facts_of(entry, link.bandwidth_mbps, self.place_of(link.peer))
-        lends = Role.COMPUTE in link.admission.roles and entry.record.slots > 0
-        if lends:
-            self.origin.peer_usable(channel, facts)
-        self.community.peer_usable(channel, facts, lends=lends)
-
-    def _offer_self(self) -> None:
-        if self.own.record.slots:
-            facts = own_facts(self.own.record, self.place_of(self.peer_id))
-            self.origin.peer_usable(self._to_own_lender, facts)
-            self.community.own_facts(facts)
-
-    def _seek(self, options: JobOptions) -> None:
-        """Link peers that a job could use, of those that are known."""
-        for peer in peers_to_seek(self.view, self.overlay.hub.links, options.requirements):
-            self.overlay.want_link(peer)
+        self.community.linked(LinkChannel(link, self.exchange))
+        self.surroundings.offer(link)
 
     def unlinked(self, link: Link, error: P2PComputeError | None) -> None:
         """Called by the overlay."""
@@ -443,9 +406,7 @@ class Peer(Door):
         if current is not None and current is not link:
             return
         reason = str(error) if error is not None else "it left"
-        self.origin.peer_gone(link.peer, reason)
-        self.coordinator.peer_gone(link.peer, reason)
-        self.lender.origin_gone(link.peer)
+        self.community.gone(link.peer, reason)
 
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
@@ -471,19 +432,11 @@ class Peer(Door):
         if kind in ("peer_appeared", "peer_suspected"):
             link = self.overlay.hub.links.get(peer)
             if link is not None:
-                self._offer(link)
+                self.surroundings.offer(link)
         for watcher in list(self._watchers):
             watcher(kind, peer, text)
 
     # --- services -------------------------------------------------------------------------------------------------------
-
-    async def _keep_offering(self) -> None:
-        while True:
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
-            self.origin.located(self.place_of(self.peer_id).community)
-            self._offer_self()
-            for link in self.overlay.hub.links.values():
-                self._offer(link)  # round trips and scores change
 
     async def _keep_renewing(self) -> None:
         while True:

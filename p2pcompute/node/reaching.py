@@ -184,13 +184,29 @@ class Reaching:
             await self._hub.dial(relay.address, relay.peer)
         diallable = self._diallable()
         if diallable:
+            dialled: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+            wish = self._wish(relay.peer, peer, diallable, dialled)
+            self._supervisor.task(f"reversed dial by {short_peer_id(peer)}", wish)
             try:
                 async with asyncio.timeout(limits.REVERSAL_PATIENCE_S):
-                    return await self._hub.dial_reversed(relay.peer, peer, diallable)
+                    return await dialled
             except (P2PComputeError, TimeoutError) as error:
                 cause = str(error) or "it did not dial in time"
                 self._log.info("not dialled back", peer=short_peer_id(peer), cause=cause)
         return await self._hub.dial_via(relay.peer, peer)
+
+    async def _wish(
+        self, via: PeerId, peer: PeerId, addresses: tuple[Address, ...], dialled: asyncio.Future[Link]
+    ) -> None:
+        """Outlives the patience of whoever waits for `dialled`, so that a link that comes late is known for what it is."""
+        try:
+            link = await self._hub.dial_reversed(via, peer, addresses)
+        except P2PComputeError as error:
+            if not dialled.done():
+                dialled.set_exception(error)
+        else:
+            if not dialled.done():
+                dialled.set_result(link)
 
     def _diallable(self) -> tuple[Address, ...]:
         """Where others can dial this peer; nowhere unless they did."""

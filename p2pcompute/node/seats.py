@@ -18,10 +18,8 @@ from p2pcompute.model.job import Aggregation, JobSpec
 from p2pcompute.model.peer import Role
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.delegating import Delegating
+from p2pcompute.node.share import SHARE_OPTIONS
 from p2pcompute.wire.messages import Message, ShareOpen
-
-#: Options that the coordinator's own machine needs; the rest is the origin's business.
-_OPTIONS = ("timeout_s", "priority", "memory_bytes", "speculate", "task_type", "expected_task_s", "health_check")
 
 
 class SeatChannel:
@@ -107,7 +105,7 @@ class Seats:
             spec.name[: limits.TEXT_CHARS_MAX],
             (spec.aggregation if merges(spec) else Aggregation.NONE).value,
             tuple(sorted(region.members)[: limits.SHARE_MEMBERS_MAX]),
-            {name: document[name] for name in _OPTIONS},
+            {name: document[name] for name in SHARE_OPTIONS},
             delegation,
             shared[: limits.SHARE_BLOBS_MAX],
         )
@@ -120,9 +118,13 @@ class Seats:
             if job in self._epochs:
                 self._epochs[job] += 1
 
+    def jobs_at(self, seat: PeerId) -> tuple[JobId, ...]:
+        """Jobs of which `seat` has a share."""
+        return tuple(job for other, job in self._shares if other == seat)
+
     def gone(self, seat: PeerId) -> None:
         """`seat` is not reachable any more."""
-        for job in [job for other, job in self._shares if other == seat]:
+        for job in self.jobs_at(seat):
             self.close(job, seat)
 
     def ended(self, job: JobId) -> None:

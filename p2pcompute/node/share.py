@@ -1,23 +1,28 @@
 """One share of another peer's job, at its coordinator: payloads, results on their way up, and what is merged here.
 
 The dispatch machine of the coordinator knows the share's tasks by *inner* numbers: that of the task in its job the first time, with a
-generation above it when the origin sends a task again that was settled here, and a mark for merges of its own. Refuses to know:
+generation above it when the origin sends a task again that was settled here, and a mark for merges of its own. A number that would be
+taken for another one is refused, as is one task too many: whatever an origin sends, it takes no more than its room. Refuses to know:
 links, peers, the machine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2pcompute.execution.values import Encoded, decode, encode
 from p2pcompute.jobs.aggregate import Aggregator
 from p2pcompute.jobs.reduce import ReducePlan, Step
+from p2pcompute.jobs.submit import aggregation_of, options_of
+from p2pcompute.jobs.taskset import TaskSet
 from p2pcompute.model import limits
-from p2pcompute.model.errors import BusyError, P2PComputeError
-from p2pcompute.model.ids import REDUCE_BASE, BlobId, PeerId, TaskIndex
-from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, JobSpec, Outcome, Payload
+from p2pcompute.model.errors import BusyError, P2PComputeError, UsageError
+from p2pcompute.model.ids import REDUCE_BASE, BlobId, JobId, PeerId, ProgramId, TaskIndex
+from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, JobOptions, JobSpec, OnError, Outcome, Payload
+from p2pcompute.model.placement import Coordination
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.dispatching import Staged
 from p2pcompute.node.origin_job import REDUCE_ENTRY
@@ -31,6 +36,8 @@ Bytes = bytes | bytearray | memoryview
 _MERGE = 1 << 49
 _GENERATION = 1 << 50
 _GENERATIONS_MAX = 1 << 12
+#: Options that the coordinator's own machine needs; the rest is the origin's business.
+SHARE_OPTIONS = ("timeout_s", "priority", "memory_bytes", "speculate", "task_type", "expected_task_s", "health_check")
 #: A result up to this goes up as it is: naming it among merged ones would hardly be shorter, and the origin need not believe the merging.
 MERGED_FROM_BYTES = 64
 
@@ -75,9 +82,13 @@ class Share:
         self._rows: dict[TaskIndex, _Row] = {}
         #: Inner number of each task that is not settled here.
         self._inner: dict[TaskIndex, TaskIndex] = {}
-        #: How often each task that came again was settled here.
+        #: Inner numbers that were settled here: no task gets one of them again.
+        self._settled = TaskSet()
+        #: How often each task was settled here that came again after that; the others not at all, or as `_settled` says.
         self._generations: dict[TaskIndex, int] = {}
         self._arguments: dict[TaskIndex, Payload] = {}
+        #: Bytes of arguments that lie here, not in the store.
+        self.argument_bytes = 0
         #: Rows whose arguments are being fetched.
         self.fetching: set[tuple[int, int]] = set()
         #: Large results that the origin has not fetched yet, by (task, attempt).
@@ -85,13 +96,13 @@ class Share:
         aggregation = spec.aggregation
         self._plan = ReducePlan() if aggregation is Aggregation.REDUCE else None
         self._aggregator = self._new_aggregator()
-        #: Merged tasks since the last cut, with the attempts of their leases.
+        #: Merged tasks since the last cut, with the attempts of their leases, and how many ranges they make.
         self._merged: dict[TaskIndex, int] = {}
+        self._ranges = 0
         #: How many of them ran where.
         self._workers: dict[PeerId, int] = {}
-        #: REDUCE: encoded values that no merge has in hand, by number in the tree, and the tasks under each.
+        #: REDUCE: encoded values that no merge has in hand, by number in the tree.
         self._values: dict[TaskIndex, Bytes] = {}
-        self._under: dict[TaskIndex, list[TaskIndex]] = {}
         #: Whether no merge is begun any more, until the next cut.
         self.merges_no_more = False
         #: Merges that run, by inner number: what they merge.
@@ -110,17 +121,25 @@ class Share:
     # --- tasks --------------------------------------------------------------------------------------------------------
 
     def take(self, task: int, attempt: int, entry: int, payload: Payload) -> TaskIndex | None:
-        """A task that the origin leased to this share; its inner number, None where it is here already."""
+        """A task that the origin leased to this share; its inner number, None where it is here already or cannot be taken."""
         outer = TaskIndex(task)
-        if outer in self._inner:
+        if outer in self._inner or task >= _MERGE:
             return None
         generation = self._generations.get(outer, 0)
-        if generation >= _GENERATIONS_MAX:
-            return None
         inner = TaskIndex(task + generation * _GENERATION)
+        if inner in self._settled:
+            generation += 1
+            inner = TaskIndex(task + generation * _GENERATION)
+            if generation >= _GENERATIONS_MAX:
+                return None
+        if self._settled.pages >= limits.SHARE_TASK_PAGES_MAX and not self._settled.has_page(inner):
+            return None
+        if generation:
+            self._generations[outer] = generation
         self._inner[outer] = inner
         self._rows[inner] = _Row(outer, attempt, entry)
         self._arguments[inner] = payload
+        self.argument_bytes += len(payload.inline)
         return inner
 
     def inner_of(self, task: int, attempt: int) -> TaskIndex | None:
@@ -137,14 +156,16 @@ class Share:
         """The origin takes a task back that has not run; its (task, attempt)."""
         row = self._rows.pop(inner)
         del self._inner[row.task]
-        self._forget_arguments(inner)
-        return row.task, row.attempt
+        key = (row.task, row.attempt)
+        # What is being fetched is not held yet.
+        self._forget_arguments(inner, is_held=key not in self.fetching)
+        self.fetching.discard(key)
+        return key
 
     def settle(self, inner: TaskIndex) -> tuple[int, int]:
         """The machine has settled a task: should the origin send it again, it gets another inner number."""
-        task, attempt = self.let_go(inner)
-        self._generations[TaskIndex(task)] = self._generations.get(TaskIndex(task), 0) + 1
-        return task, attempt
+        self._settled.add(inner)
+        return self.let_go(inner)
 
     def arguments(self, task: TaskIndex) -> Payload:
         """What travels with a lease of inner `task`."""
@@ -155,6 +176,7 @@ class Share:
         payload = self._arguments[task]
         with contextlib.suppress(BusyError):
             blob = self._store.put(payload.inline, self.hold)
+            self.argument_bytes -= len(payload.inline)
             payload = self._arguments[task] = Payload(blob=blob, size_bytes=len(payload.inline))
         return payload
 
@@ -168,14 +190,20 @@ class Share:
     def merge(
         self, task: int, attempt: int, outcome: Outcome, payload: Bytes, worker: PeerId
     ) -> tuple[bool, tuple[TaskIndex, ...]]:
-        """A leaf has ended: whether its value stays here, and merges that this makes possible (inner numbers)."""
+        """A leaf has ended: whether its value stays here, and merges that this makes possible (inner numbers).
+
+        What failed must be on its way to the origin before a partial aggregate that leaves it out; so not where it has to be fetched.
+        """
         leaf = TaskIndex(task)
-        if self._plan is not None and outcome is Outcome.RETURNED and task < REDUCE_BASE:
+        if task >= REDUCE_BASE or leaf in self._merged:
+            return False, ()
+        if outcome is Outcome.RETURNED and not self._has_room(leaf, attempt):
+            return False, ()
+        if self._plan is not None and outcome is Outcome.RETURNED:
             self._values[leaf] = payload
-            self._under[leaf] = [leaf]
             self._count(leaf, attempt, worker)
             return True, self._merges(self._plan.ready(leaf))
-        if self._plan is not None and outcome in FINAL_OUTCOMES and task < REDUCE_BASE:
+        if self._plan is not None and outcome in FINAL_OUTCOMES:
             return False, self._merges(self._plan.left_out(leaf))
         if self._aggregator is None or outcome is not Outcome.RETURNED or len(payload) <= MERGED_FROM_BYTES:
             return False, ()
@@ -196,13 +224,17 @@ class Share:
             return ()
         node = TaskIndex(inner & (_MERGE - 1))
         self._values[node] = payload
-        self._under[node] = [leaf for member, _ in members for leaf in self._under.pop(member)]
         return self._merges(self._plan.ready(node))
 
     @property
     def has_merged(self) -> bool:
         """Whether tasks wait for a cut."""
         return bool(self._merged)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is merged nearly fills a partial aggregate."""
+        return len(self._merged) >= limits.PARTIAL_TASKS_MAX // 2 or self._ranges >= limits.BATCH_TASKS_MAX // 2
 
     @property
     def is_merging(self) -> bool:
@@ -218,13 +250,13 @@ class Share:
             payload = write_nodes(sorted(self._values.items()))
             self._plan = ReducePlan()
             self._values.clear()
-            self._under.clear()
         else:
             assert self._aggregator is not None
             payload = encode(self._aggregator.partial())
             self._aggregator = self._new_aggregator()
         cut = Cut(ranges_of(self._merged.items()), payload, tuple(sorted(self._workers.items())))
         self._merged.clear()
+        self._ranges = 0
         self._workers.clear()
         self.merges_no_more = False
         self.partials += 1
@@ -233,9 +265,10 @@ class Share:
     def close(self) -> None:
         """It is over: let go of everything."""
         self.is_open = False
-        for kept in (self._rows, self._inner, self._arguments, self._values, self._under, self._merging, self.staged):
+        for kept in (self._rows, self._inner, self._arguments, self._values, self._merging, self.staged):
             kept.clear()
         self._merged.clear()
+        self.argument_bytes = 0
         self.fetching.clear()
         self.result_blobs.clear()
         self._store.release_all(self.hold)
@@ -246,7 +279,19 @@ class Share:
         kind = self.spec.aggregation
         return None if kind in (Aggregation.NONE, Aggregation.REDUCE) else Aggregator(kind)
 
+    def _has_room(self, leaf: TaskIndex, attempt: int) -> bool:
+        """Whether one partial aggregate can name `leaf` beside what is merged."""
+        return (
+            len(self._merged) < limits.PARTIAL_TASKS_MAX
+            and self._ranges + self._more_ranges(leaf, attempt) <= limits.BATCH_TASKS_MAX
+        )
+
+    def _more_ranges(self, leaf: TaskIndex, attempt: int) -> int:
+        """How many ranges more `leaf` makes; -1 where it joins two."""
+        return 1 - sum(self._merged.get(TaskIndex(leaf + step)) == attempt for step in (-1, 1))
+
     def _count(self, leaf: TaskIndex, attempt: int, worker: PeerId) -> None:
+        self._ranges += self._more_ranges(leaf, attempt)
         self._merged[leaf] = attempt
         self._workers[worker] = self._workers.get(worker, 0) + 1
 
@@ -258,10 +303,12 @@ class Share:
             inner = TaskIndex(node + _MERGE)
             rows = [(member, self._values.pop(member)) for member in members]
             try:
-                self._arguments[inner] = self._payload(encode([[[Encoded(value) for _, value in rows]], {}]))
+                payload = self._payload(encode([[[Encoded(value) for _, value in rows]], {}]))
             except BusyError:
                 self._values.update(rows)
                 continue
+            self._arguments[inner] = payload
+            self.argument_bytes += len(payload.inline)
             self._merging[inner] = rows
             added.append(inner)
         return tuple(added)
@@ -271,7 +318,31 @@ class Share:
             return Payload(inline=data, size_bytes=len(data))
         return Payload(blob=self._store.put(data, self.hold), size_bytes=len(data))
 
-    def _forget_arguments(self, inner: TaskIndex) -> None:
+    def _forget_arguments(self, inner: TaskIndex, *, is_held: bool = True) -> None:
         payload = self._arguments.pop(inner, None)
-        if payload is not None and payload.blob is not None:
+        if payload is None:
+            return
+        self.argument_bytes -= len(payload.inline)
+        if payload.blob is not None and is_held:
             self._store.release(BlobId(payload.blob), self.hold)
+
+
+def spec_of(message: ShareOpen) -> JobSpec:
+    """The share as a job of this peer's machine. Raises UsageError, UnknownNameError for what no origin writes."""
+    if not isinstance(message.options, dict):
+        raise UsageError("the options of a share are a map")
+    options: JobOptions = options_of({name: message.options[name] for name in SHARE_OPTIONS if name in message.options})
+    aggregation = aggregation_of(message.aggregation)
+    if aggregation in (Aggregation.CUSTOM, Aggregation.CONCAT):
+        raise UsageError(f"results of aggregation {aggregation.value!r} are not merged in communities")
+    own = dataclasses.replace(
+        options,
+        # Further attempts are the origin's to give, and failures its to judge.
+        retries=0,
+        on_error=OnError.SKIP,
+        job_timeout_s=None,
+        coordination=Coordination.OFF,
+    )
+    return JobSpec(
+        JobId(message.share), message.name, ProgramId(message.program), "map", aggregation, "reduce", own, None
+    )

@@ -282,6 +282,7 @@ class SimPeer:
             lambda at_least: self.disk.incarnation_next(at_least or int(self.clock.wall() * 1000)),
             capability,
             (),
+            lab.dice.of("peer", self.number, self.lives, "own record"),
             tells_load=True,
         )
         self.identity = identity = SimIdentity(

@@ -127,7 +127,7 @@ class Field:
         """Names of those that `peer` believes to be up."""
         return {row["name"] for row in peer.ask("peers")["peers"] if row["status"] == "alive"}
 
-    def blames(self, whom: str, what: str, *, by: int = 0, timeout_s: float = 10.0) -> None:
+    def blames(self, whom: str, what: str, *, by: int = 0) -> None:
         """Wait until one peer names the offender with `what`, in the log and in `p2pcompute peers`."""
         peer = self.peers[by]
 
@@ -135,7 +135,7 @@ class Field:
             return any(whom in who and what in why for who, why in peer.ask("status")["troubles"].items())
 
         try:
-            until_now(named, "", timeout_s, 0.1)
+            until_now(named, "", step_s=0.1)
         except AssertionError:
             raise AssertionError(
                 f"{whom} is not blamed for {what!r} but {peer.ask('status')['troubles']}\n{peer.log.read_text()[-3000:]}"
@@ -158,12 +158,11 @@ def field(folder: Path, count: int = 2) -> Iterator[Field]:
         yield Field(home, peers, folder, ports=[int(peer.ask("status")["port"]) for peer in peers])
 
 
-def keep_up(attack: Callable[[], None], process: subprocess.Popen[bytes], for_s: float) -> int:
-    """Repeat `attack` while the job of `process` runs, for at most `for_s` seconds; how often."""
+def keep_up(attack: Callable[[], None], process: subprocess.Popen[bytes], for_s: float, rounds_min: int = 1) -> None:
+    """Repeat `attack` while the job of `process` runs, for at most `for_s` seconds; but at least `rounds_min` times, begun while it runs."""
     until = time.monotonic() + for_s
     rounds = 0
-    while process.poll() is None and time.monotonic() < until:
+    assert process.poll() is None, "the job was over before the attack began"
+    while rounds < rounds_min or (process.poll() is None and time.monotonic() < until):
         attack()
         rounds += 1
-    assert rounds, "the job was over before the attack began"
-    return rounds

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs_helper import triple
 
@@ -61,6 +62,15 @@ def slow(x: float) -> float:
 
 def naps(x: int) -> int:
     time.sleep(0.05)
+    return x * x
+
+
+def together(task: tuple[str, int, int]) -> int:
+    """Ends once `count` tasks have begun, for each of which `folder` has a file: where a peer runs one at a time, at so many peers."""
+    folder, count, x = task
+    Path(folder, str(x)).touch()
+    while len(os.listdir(folder)) < count:
+        time.sleep(0.01)
     return x * x
 
 

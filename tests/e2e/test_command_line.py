@@ -11,12 +11,12 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from p2pcompute.app.demo import PEERS
@@ -51,7 +51,6 @@ def nap(x):
 def size(path):
     return len(open(path, "rb").read())
 """
-_LATEST_LOOK_S = 2.0
 
 
 @pytest.fixture
@@ -107,10 +106,8 @@ def leftovers(home: Path) -> list[str]:
 def test_two_peers_list_each_other_soon(here: Machine) -> None:
     first = here.up("anna")
     second = here.up("bert")
-    began_s = time.monotonic()
-    linked(first, second)
-    took_s = time.monotonic() - began_s
-    assert took_s < 5 * _LATEST_LOOK_S, f"two idle peers on one host took {took_s:.1f} s"
+    # By the calls of the first seconds: the next ones come after 24 s at least.
+    until_now(lambda: first.linked_names and second.linked_names, "two idle peers on one host are linked", 20)
     document = here.json("peers")
     assert document["own"]["name"] == "anna"
     assert [row["name"] for row in document["peers"]] == ["bert"]
@@ -168,15 +165,17 @@ def test_up_is_quiet_and_its_events_are_json(here: Machine) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
+        ready = next_event(process)
         assert ready["event"] == "ready"
         assert ready["name"] == "anna"
         other = here.up("bert")
-        appeared = json.loads(process.stdout.readline())
+        appeared = next_event(process)
         assert (appeared["event"], appeared["name"]) == ("peer_appeared", "bert")
+        # Both may have dialled: what one of them breaks off in mid-handshake the other one tells of.
+        until_now(lambda: other.linked_names == {"anna"}, "both are linked")
+        until_now(lambda: connections(process.pid) == connections(other.process.pid) == 1, "by one connection")
         other.process.send_signal(signal.SIGINT)
-        left = json.loads(process.stdout.readline())
+        left = next_event(process)
         assert (left["event"], left["name"]) == ("peer_left", "bert")
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=WAIT_S)
@@ -184,6 +183,21 @@ def test_up_is_quiet_and_its_events_are_json(here: Machine) -> None:
     assert other.process.wait(WAIT_S) == 130
     assert (stdout, stderr) == (b"", b"")
     assert leftovers(here.home) == []
+
+
+def connections(pid: int) -> int:
+    """TCP connections of a process that are up or about to be; who listens is not counted."""
+    resting = (psutil.CONN_LISTEN, psutil.CONN_TIME_WAIT, psutil.CONN_CLOSE)
+    return sum(each.status not in resting for each in psutil.Process(pid).net_connections("tcp"))
+
+
+def next_event(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What it tells next, but for whom it suspects: on a busy machine that may be anybody for a moment."""
+    assert process.stdout is not None
+    while True:
+        event: dict[str, Any] = json.loads(process.stdout.readline())
+        if event["event"] != "peer_suspected":
+            return event
 
 
 def test_flags_beat_the_environment_which_beats_the_file(here: Machine) -> None:

@@ -44,7 +44,7 @@ def run(body: Awaitable[None], timeout_s: float = 120) -> None:
 
 def stand(origin: Peer, *communities: Sequence[PeerId]) -> None:
     """Tell the jobs of `origin` of these communities, the first peer of each its key node; whatever the links here say."""
-    origin._mapped = lambda shape: None  # type: ignore[method-assign]
+    origin.surroundings.mapped = lambda shape: None  # type: ignore[method-assign]
     if origin._topology is not None:
         origin._topology._changed = lambda shape: None
     slots = {entry.record.peer: entry.record.slots for entry in origin.view.entries}
@@ -54,7 +54,7 @@ def stand(origin: Peer, *communities: Sequence[PeerId]) -> None:
     )
     origin.origin.regions(regions)
     for link in origin.overlay.hub.links.values():
-        origin._offer(link)
+        origin.surroundings.offer(link)
 
 
 @contextlib.asynccontextmanager
@@ -69,6 +69,13 @@ async def three_communities(home: Path) -> AsyncIterator[list[Peer]]:
         await linked(peers)
         stand(peers[0], [peer.peer_id for peer in peers[2:4]], [peer.peer_id for peer in peers[4:]])
         yield peers
+
+
+def is_seated(origin: Peer, coordinator: Peer) -> bool:
+    """Whether `origin` knows `coordinator` as the seat of its community."""
+    for link in origin.overlay.hub.links.values():
+        origin.surroundings.offer(link)
+    return seat_of(coordinator.peer_id) in origin.origin._channels
 
 
 def sent_by(peer: Peer) -> list[Message]:
@@ -225,6 +232,10 @@ def test_a_forged_partial_is_refused_whole_and_its_sender_named(home: Path, monk
                 assert forged >= number, f"{forge.__name__} was tried"
                 named = {name: str(trouble) for name, trouble in origin.overlay.troubles.items()}
                 assert "partial aggregate" in named[short_peer_id(liar.peer_id)], forge.__name__
+                # Whoever does that gets nothing more of this origin; here for the next lie it does.
+                assert seat_of(liar.peer_id) in origin.origin._barred
+                origin.origin._barred.clear()
+                await until(lambda: is_seated(origin, liar), "the liar may coordinate again")
 
     run(body())
 

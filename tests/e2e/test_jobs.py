@@ -48,11 +48,14 @@ def test_submit_returns_the_callers_own_classes(home: Path) -> None:
     run(home, 1, body)
 
 
-def test_any_peer_submits_and_both_compute(home: Path) -> None:
+def test_any_peer_submits_and_both_compute(home: Path, tmp_path: Path) -> None:
     async def body(peers: list[Peer]) -> None:
-        for peer in peers:
+        for number, peer in enumerate(peers):
+            begun = tmp_path / f"begun-{number}"
+            begun.mkdir()
             progress: list[JobProgress] = []
-            values = [value async for value in peer.map(jobs_module.naps, range(40), on_progress=progress.append)]
+            inputs = [(str(begun), 2, x) for x in range(40)]
+            values = [value async for value in peer.map(jobs_module.together, inputs, on_progress=progress.append)]
             assert values == [x * x for x in range(40)]
             done = dict(progress[-1].done_by_peer)
             assert sum(done.values()) == 40
@@ -342,3 +345,21 @@ def test_after_stop_submit_says_so(home: Path) -> None:
             await peers[0].submit(jobs_module.scaled, 1)
 
     run(home, 1, body)
+
+
+def test_calls_and_jobs_use_the_links_that_there_are(home: Path) -> None:
+    """No connection is made for a call: what peers say to each other about it goes over the links that joined them."""
+
+    async def body(peers: list[Peer]) -> None:
+        def links() -> list[set[int]]:
+            return [{id(link) for link in peer.overlay.hub.links.values()} for peer in peers]
+
+        before = links()
+        for number in range(30):
+            assert await peers[number % 3].submit(jobs_module.naps, number) == number * number
+        assert [x async for x in peers[0].map(jobs_module.naps, range(60))] == [x * x for x in range(60)]
+        assert links() == before
+        # Calls of one function are one open job, whose program is where it runs.
+        assert sum(job.end is None for job in peers[0].origin.jobs.values()) == 1
+
+    run(home, 3, body)

@@ -58,11 +58,26 @@ def run(body: Any, timeout_s: float = 60) -> None:
 
 
 async def naps(peer: Any, inputs: Any, **options: Any) -> JobProgress:
-    """The progress at the end of a job of naps."""
+    """The progress at the end of a job of naps. None runs twice, or it would be counted twice."""
+    options = options if "options" in options else {"speculate": False, **options}
     seen: list[JobProgress] = []
     values = [x async for x in peer.map(jobs_module.naps, inputs, on_progress=seen.append, **options)]
     assert values == [x * x for x in inputs]
     return seen[-1]
+
+
+async def both(peer: Any, inputs: list[tuple[str, int, int]], **options: Any) -> JobProgress:
+    """The progress at the end of a job of what `for_both` gave."""
+    seen: list[JobProgress] = []
+    values = [x async for x in peer.map(jobs_module.together, inputs, on_progress=seen.append, **options)]
+    assert values == [x * x for x in range(len(inputs))]
+    return seen[-1]
+
+
+def for_both(count: int, folder: Path) -> list[tuple[str, int, int]]:
+    """Inputs of `count` tasks, none of which ends before both lenders have begun one; `folder` is made."""
+    folder.mkdir()
+    return [(str(folder), 2, x) for x in range(count)]
 
 
 def function_of(peer: Peer) -> FunctionKey:
@@ -77,10 +92,10 @@ def learned(peer: Peer, strategy: str) -> list[PerformanceRecord]:
 
 
 @pytest.mark.parametrize("strategy", ["hlig", "round_robin"])
-def test_every_job_leaves_records_that_survive_the_peer(home: Path, strategy: str) -> None:
+def test_every_job_leaves_records_that_survive_the_peer(home: Path, tmp_path: Path, strategy: str) -> None:
     async def body() -> None:
         async with three(home) as peers:
-            assert (await naps(peers[0], range(12), strategy=strategy)).tasks_done == 12
+            assert (await both(peers[0], for_both(12, tmp_path / "begun"), strategy=strategy)).tasks_done == 12
             with pytest.raises(jobs_module.OwnError):
                 assert [x async for x in peers[0].map(jobs_module.fails, [3], strategy=strategy)]
             await peers[0].records.write()
@@ -91,7 +106,7 @@ def test_every_job_leaves_records_that_survive_the_peer(home: Path, strategy: st
             assert by_outcome == {Outcome.RETURNED: 12, Outcome.RAISED: 1}
             good = [record for record in records if record.outcome is Outcome.RETURNED]
             assert {record.peer for record in good} == {peer.peer_id for peer in peers[1:]}
-            assert all(0.04 < record.wall_s < 5 and record.input_bytes > 0 and record.features for record in good)
+            assert all(0 < record.wall_s < 60 and record.input_bytes > 0 and record.features for record in good)
             told = [peers[0].records.of_peer(peer.peer_id)[0] for peer in peers[1:]]
         async with a_peer(home, 1, slots=0) as again:
             after = [again.records.of_peer(peer.peer_id)[0] for peer in peers[1:]]
@@ -104,7 +119,7 @@ def test_every_job_leaves_records_that_survive_the_peer(home: Path, strategy: st
     run(body())
 
 
-def test_smart_adaptive_runs_and_learns(home: Path) -> None:
+def test_smart_adaptive_runs_and_learns(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("river", reason=MISSING)
 
     async def body() -> None:
@@ -112,7 +127,8 @@ def test_smart_adaptive_runs_and_learns(home: Path) -> None:
             records = peers[0].records
             means: SmartAdaptive = records.shared.core
             assert means._learner is None
-            progress = await naps(peers[0], range(40), strategy="smart_adaptive", optimization_target="minimize_cost")
+            options = {"strategy": "smart_adaptive", "optimization_target": "minimize_cost"}
+            progress = await both(peers[0], for_both(40, tmp_path / "begun"), **options)
             assert {who for who, _ in progress.done_by_peer} == {peer.peer_id for peer in peers[1:]}
             await until(lambda: records.shared.core is not means, "the regression is loaded")
             assert isinstance(records.shared.core._learner, RiverLearner)
@@ -120,7 +136,7 @@ def test_smart_adaptive_runs_and_learns(home: Path) -> None:
             # What was learned while it was loaded is in it, and it goes on learning.
             before = records.shared.core._functions[function].records
             assert before > 0
-            await naps(peers[0], range(20), strategy="dynamic")
+            await both(peers[0], for_both(20, tmp_path / "begun again"), strategy="dynamic")
             assert records.shared.core._functions[function].records > before
             await records.write()
             assert {r.strategy for r in learned(peers[0], "smart_adaptive") + learned(peers[0], "dynamic")} == {
@@ -172,14 +188,16 @@ def test_equal_calls_are_answered_without_a_peer(home: Path) -> None:
             assert (again.tasks_cached, again.tasks_done, again.tasks_total, tasks()) == (8, 10, 10, 10)
             assert (await naps(peers[0], range(10), cache_ttl_s=300)).tasks_cached == 10
             seen: list[JobProgress] = []
-            many = peers[0].map(jobs_module.naps, iter(range(10)), on_progress=seen.append, cache_ttl_s=300)
+            many = peers[0].map(
+                jobs_module.naps, iter(range(10)), on_progress=seen.append, cache_ttl_s=300, speculate=False
+            )
             assert [value async for value in many] == [x * x for x in range(10)]
             assert (seen[-1].tasks_cached, seen[-1].tasks_done, seen[-1].tasks_total) == (10, 10, 10)
             # Nobody else is given what was computed for others, and what was not asked for is not kept.
             assert (await naps(peers[0], range(8))).tasks_cached == 0
             assert tasks() == 18
             # Single calls, also when nobody is there any more.
-            options = JobOptions(cache_ttl_s=300)
+            options = JobOptions(cache_ttl_s=300, speculate=False)
             assert await peers[0].call(jobs_module.naps, (50,), None, options) == 2500
             assert tasks() == 19
             for lender in lenders:
@@ -199,7 +217,7 @@ def test_answers_grow_old_and_failures_are_no_answers(home: Path) -> None:
             assert (await naps(peers[0], [1, 2], cache_ttl_s=1e-6)).tasks_cached == 0
             for _ in range(2):
                 with pytest.raises(jobs_module.OwnError):
-                    assert [x async for x in peers[0].map(jobs_module.fails, [3], cache_ttl_s=300)]
+                    assert [x async for x in peers[0].map(jobs_module.fails, [3], cache_ttl_s=300, speculate=False)]
             assert sum(peer.lender.tasks_done for peer in peers[1:]) == 6
             with pytest.raises(UsageError, match="aggregation 'sum'"):
                 await peers[0].map_reduce(jobs_module.naps, None, [1], aggregation="sum", cache_ttl_s=300)

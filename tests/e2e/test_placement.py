@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jobs_module
 import pytest
 
 from p2pcompute.jobs.plan import Candidate
+from p2pcompute.jobs.shares import ShareState
 from p2pcompute.jobs.strategies import Situation
 from p2pcompute.model.errors import (
     BudgetExceededError,
@@ -32,6 +33,7 @@ from p2pcompute.node.control_methods import ControlMethods
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.peer import Peer
 from p2pcompute.node.remote import RemotePeer
+from tests.support.holding import holding
 from tests.support.peers import Machine, linked, machine, own_ports, until, until_now
 
 LAB, DEAR = {"labels": ("zone=lab",)}, {"cost_per_hour": 100.0, "performance_tier": "premium"}
@@ -56,9 +58,14 @@ def one_more(home: Path, number: int, peers: Sequence[Peer], **changes: Any) -> 
 
 async def done_by(peer: Peer, count: int = 12, **options: Any) -> Counter[str]:
     """Who did how many of `count` naps."""
+    return await done_by_each(peer, jobs_module.naps, range(count), **options)
+
+
+async def done_by_each(peer: Peer, function: Callable[..., int], inputs: Sequence[Any], **options: Any) -> Counter[str]:
+    """Who did how many of `inputs`, of which the squares of 0, 1, … come."""
     seen: list[JobProgress] = []
-    values = [x async for x in peer.map(jobs_module.naps, range(count), on_progress=seen.append, **options)]
-    assert values == [x * x for x in range(count)]
+    values = [x async for x in peer.map(function, inputs, on_progress=seen.append, **options)]
+    assert values == [x * x for x in range(len(inputs))]
     return Counter({peer.name_of(who): number for who, number in seen[-1].done_by_peer})
 
 
@@ -180,8 +187,17 @@ async def calls(peer: Peer, count: int, options: JobOptions) -> Counter[str]:
     def session() -> JobProgress:
         return peer.origin.progress(next(reversed(peer._sessions.values())).job)
 
-    for _ in range(6):  # peers accept a job one after the other
-        await peer.call(jobs_module.naps, (1,), None, options)
+    def is_settled() -> bool:
+        machine = peer.origin._machine
+        shares = machine._jobs[session().job].shares.values()
+        return all(
+            share.state is ShareState.REFUSED
+            or (share.state is ShareState.READY and machine._roster.lenders[share.peer].granted is not None)
+            for share in shares
+        )
+
+    await peer.call(jobs_module.naps, (1,), None, options)
+    await until(is_settled, "every peer has accepted the job or refused it")
     before = Counter(dict(session().done_by_peer))
     for _ in range(count):
         await peer.call(jobs_module.naps, (1,), None, options)
@@ -189,11 +205,18 @@ async def calls(peer: Peer, count: int, options: JobOptions) -> Counter[str]:
     return Counter({peer.name_of(who): number for who, number in done.items()})
 
 
-def test_round_robin_takes_turns(home: Path) -> None:
+def test_round_robin_takes_turns(home: Path, tmp_path: Path) -> None:
+    """Turns are whose task it is next. Who has ended and finds tasks waiting for a peer that has not accepted yet takes them, and
+    late tasks run a second time elsewhere: so here no task ends before all have been sent, and none runs twice."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
     async def body() -> None:
         async with peers_of(home, {"slots": 4}, {"slots": 4}, {"slots": 4}) as peers:
-            assert await done_by(peers[0], 6, strategy="round_robin") == {"peer1": 2, "peer2": 2, "peer3": 2}
-            spread = await calls(peers[0], 9, JobOptions(strategy="round_robin"))
+            inputs = [(str(begun), 6, x) for x in range(6)]
+            spread = await done_by_each(peers[0], jobs_module.together, inputs, strategy="round_robin", speculate=False)
+            assert spread == {"peer1": 2, "peer2": 2, "peer3": 2}
+            spread = await calls(peers[0], 9, JobOptions(strategy="round_robin", speculate=False))
             assert spread == {"peer1": 3, "peer2": 3, "peer3": 3}
 
     run(body())
@@ -229,7 +252,8 @@ def test_prefer_local_and_a_balancer_of_ones_own(home: Path) -> None:
 
     async def body() -> None:
         async with peers_of(home, {"slots": 4}, {"slots": 4}) as peers:
-            assert set(await done_by(peers[0], 4, preferences={"prefer_local": True})) == {"peer1"}
+            at_home = JobOptions(preferences=Preferences(prefer_local=True), speculate=False)
+            assert set(await calls(peers[0], 4, at_home)) == {"peer1"}
             assert set(await done_by(peers[0], 8, balancer=last)) == {"peer2"}
             assert asked
             with pytest.raises(StrategyError, match="ZeroDivisionError: no balance"):
@@ -326,6 +350,14 @@ def nap(x):
 """
 
 
+#: Ends once tasks of all have begun.
+EACH = """
+def each(x):
+    wait_for_others()
+    return x
+"""
+
+
 def test_the_command_line_places_jobs(here: Machine, tmp_path: Path) -> None:
     program = tmp_path / "user_program.py"
     program.write_text(PROGRAM)
@@ -358,11 +390,11 @@ def test_the_command_line_places_jobs(here: Machine, tmp_path: Path) -> None:
 def test_a_killed_peer_is_left_and_a_frozen_one_is_not_asked(here: Machine, tmp_path: Path) -> None:
     """Calls go on at once when a peer is killed, and avoid one that is suspected to be down."""
     program = tmp_path / "user_program.py"
-    program.write_text(PROGRAM)
+    program.write_text(holding(tmp_path / "begun", peers=3) + PROGRAM + EACH)
     origin = here.up("anna", "--slots", "0", "--timing", "lan")
     killed, frozen, good = (here.up(name, "--slots", "1", "--timing", "lan") for name in ("bert", "carl", "dora"))
     until_now(lambda: len(origin.linked_names) == 3, "all are linked")
-    here.run("map", str(program), "where", "--strategy", "round_robin", *map(str, range(12)))
+    here.run("map", str(program), "each", "--strategy", "round_robin", *map(str, range(12)))
     assert here.json("jobs")[-1]["done_by_peer"].keys() == {"bert", "carl", "dora"}
     killed.kill()
     frozen.process.send_signal(signal.SIGSTOP)

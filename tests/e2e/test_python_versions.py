@@ -7,6 +7,7 @@ import contextlib
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from versions_module import Visit, visits
@@ -37,16 +38,18 @@ def test_peers_on_several_python_versions_serve_one_job(tmp_path: Path, other_py
         for peer in peers:
             until_now(lambda peer=peer: len(peer.linked_names) == len(peers) - 1, "all are linked")
         for peer in peers:  # any of them takes the job, whatever it runs under
-            found = asyncio.run(_visit(first, peer.number))
+            begun = tmp_path / f"begun-{peer.number}"
+            begun.mkdir()
+            found = asyncio.run(_visit(first, peer.number, visits(7, str(begun), len(peers))))
             assert [(visit.number, visit.value) for visit in found] == [(n, 3 * n + 7) for n in range(_TASKS)]
             assert all(type(visit) is Visit for visit in found)
             done = Counter(visit.version for visit in found)
             assert set(done) == versions, f"who did how many: {done}"
 
 
-async def _visit(here: Machine, number: int) -> list[Visit]:
+async def _visit(here: Machine, number: int, visit: Callable[[int], Visit]) -> list[Visit]:
     async with (
         asyncio.timeout(WAIT_S),
         await RemotePeer.connect(Folders.beneath(here.home).socket_path(number)) as peer,
     ):
-        return [visit async for visit in peer.map(visits(7, 0.05), range(_TASKS))]
+        return [visit async for visit in peer.map(visit, range(_TASKS))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,11 +20,16 @@ class Visit:
     version: tuple[int, int]
 
 
-def visits(offset: int, pause_s: float) -> Callable[[int], Visit]:
-    """A closure over data, which calls a function of a helper module and returns a class of the caller's own."""
+def visits(offset: int, folder: str, peers: int) -> Callable[[int], Visit]:
+    """A closure over data, which calls a function of a helper module and returns a class of the caller's own.
+
+    No task ends before tasks of `peers` peers have begun, for which `folder` has a file each: else one peer might do all of it.
+    """
 
     def visit(number: int) -> Visit:
-        time.sleep(pause_s)  # long enough that no peer does all of it
+        open(os.path.join(folder, str(os.getppid())), "w").close()
+        while len(os.listdir(folder)) < peers:
+            time.sleep(0.01)
         return Visit(number, triple(number) + offset, (sys.version_info.major, sys.version_info.minor))
 
     return visit

@@ -5,7 +5,7 @@
         anna, ben = stage.machine("anna", lan), stage.machine("ben", lan)
         stage.same_network(anna, ben)
         peers = [anna.up("anna"), ben.up("ben")]
-        all_linked(peers, 10)
+        all_linked(peers)
 
 A peer is asked through its control socket, which is a file: no namespace stands in the way. Everything is stopped and
 removed at the end, whatever happened.
@@ -14,6 +14,7 @@ removed at the end, whatever happened.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns.rig import Host, Lan, Rig
-from tests.support.peers import Machine, PeerProcess, machine, until_now
+from tests.support.peers import WAIT_S, Machine, PeerProcess, machine, until_now
 
 #: A data folder whose clock is so far behind that what ended since then is still valid there.
 CLOCK_BEHIND = "import time\n_true = time.time\ntime.time = lambda: _true() - {seconds}\n"
@@ -77,7 +78,7 @@ class Stage:
         folder = self.folder / f"clock-{seconds:.0f}"
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(CLOCK_BEHIND.format(seconds=seconds))
-        return {"PYTHONPATH": str(folder)}
+        return {"PYTHONPATH": ahead_on_path(folder)}
 
     def same_network(self, owner: Machine, *members: Machine) -> None:
         """`owner` makes a network and invites `members`, before anybody is up: the tokens name no address."""
@@ -110,8 +111,13 @@ def scene(*, routed: bool = False) -> Iterator[Stage]:
         shutil.rmtree(folder)
 
 
-def all_linked(peers: Sequence[PeerProcess], timeout_s: float) -> None:
-    """Wait until each of `peers` has a link to every other, by name."""
+def ahead_on_path(folder: Path) -> str:
+    """The PYTHONPATH with which the modules in `folder` come first, and the product is the one under test as before."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+def all_linked(peers: Sequence[PeerProcess], timeout_s: float = WAIT_S) -> None:
+    """Wait until each of `peers` has a link to every other, by name. `timeout_s`: less than `WAIT_S` only where it shows which way they met."""
     names = [own_name(peer) for peer in peers]
     deadline = time.monotonic() + timeout_s
     for name, peer in zip(names, peers, strict=True):

@@ -31,7 +31,7 @@ def _nothing_for(intruder: PeerProcess, anna: Machine, ben: Machine, reason: str
     """Anna dials the intruder, the intruder dials her, and both hear each other's beacons."""
     first = anna.up("anna", "--bootstrap", f"{INTRUDER}:9876")
     second = ben.up("ben")
-    all_linked([first, second], 10)
+    all_linked([first, second])
     address = f"{INTRUDER}:9876"
     until_now(lambda: reason in troubles(first).get(address, ""), f"anna refuses whom she dials: {reason}")
     until_now(lambda: INTRUDER in troubles(first), "anna has noticed who knocks at her door")

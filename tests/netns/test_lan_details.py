@@ -111,7 +111,7 @@ def test_peers_linked_before_a_cable_was_pulled_are_linked_after_it_is_back(stag
     anna, ben = stage.machine("anna", lan), stage.machine("ben", lan)
     stage.same_network(anna, ben)
     peers = [anna.up("anna"), ben.up("ben")]
-    all_linked(peers, 10)
+    all_linked(peers)
     host = stage.rig.hosts["anna"]
     host.cable(plugged=False)
     until_now(lambda: host.address not in own_hosts(peers[0]), "anna knows that her cable is out", SOON_S)

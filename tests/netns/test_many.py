@@ -9,12 +9,14 @@ import pytest
 
 from p2pcompute.node.folders import Folders
 from tests.netns.rig import require_rig, wait_until
-from tests.netns.scenes import all_linked, listed_names, own_name, scene
+from tests.netns.scenes import all_linked, own_name, scene
 from tests.support.peers import Machine, PeerProcess, until_now
 
 pytestmark = pytest.mark.netns
 
 THIRTY = 30
+#: They need half a minute of processor time to start and to shake hands, on two cores that may do much else.
+WITHIN_S = 100
 #: A peer alone has about 65 MB, one with 29 links up to 160: this shows a leak, not the last megabyte.
 MEMORY_MB_MAX = 256
 #: Runs a peer that lends nothing in the network namespace of each process named. The price of thirty starts is one start.
@@ -45,9 +47,7 @@ def test_five_peers_on_one_machine_with_default_settings() -> None:
     with scene() as stage:
         desk = stage.machine("desk", stage.rig.lan("10.77.1.0/24"))
         peers = [_up_by_default(desk) for _ in range(5)]
-        began = time.monotonic()
-        all_linked(peers, 10)
-        assert time.monotonic() - began < 10
+        all_linked(peers)
 
         assert [peer.number for peer in peers] == [1, 2, 3, 4, 5]
         # 9877 is the beacon's and 9878 the console's.
@@ -69,7 +69,7 @@ def test_five_peers_on_one_machine_with_default_settings() -> None:
         again = _up_by_default(desk)
         status = again.ask("status")
         assert (again.number, status["port"], status["peer"]) == (3, 9880, before[3])
-        all_linked([*peers[:2], again, *peers[3:]], 10)
+        all_linked([*peers[:2], again, *peers[3:]])
 
 
 def _up_by_default(at: Machine) -> PeerProcess:
@@ -81,7 +81,15 @@ def _up_by_default(at: Machine) -> PeerProcess:
     return peer
 
 
+def not_linked(peer: PeerProcess) -> list[tuple[str, str, str]]:
+    """Whom `peer` lists and is not linked to: name, status, and what went wrong last."""
+    rows = peer.ask("peers")["peers"]
+    assert len(rows) == THIRTY - 1
+    return [(row["name"], row["status"], row["last_error"]) for row in rows if not row["linked"]]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3 * WITHIN_S)
 def test_thirty_peers_in_one_subnet() -> None:
     """Thirty hosts of one address each, and a process on each, forked from one that has imported the program already.
 
@@ -96,16 +104,22 @@ def test_thirty_peers_in_one_subnet() -> None:
         parent = hosts[0].python(FORK, *holders, env={"P2PCOMPUTE_HOME": str(owner.home)})
         folders = Folders.beneath(owner.home)
         numbers = range(1, THIRTY + 1)
-        wait_until(lambda: parent.stdout().count(" is up: ") == THIRTY, 60, "all are up", parent)
+        wait_until(lambda: parent.stdout().count(" is up: ") == THIRTY, WITHIN_S, "all are up", parent)
         # Read from what they print: questions would compete with nine hundred handshakes for the same cores.
         everybody = THIRTY * (THIRTY - 1)
-        wait_until(lambda: parent.stdout().count(" appeared: ") >= everybody, 60, "all have heard of all", parent)
+        wait_until(lambda: parent.stdout().count(" appeared: ") >= everybody, WITHIN_S, "all have heard of all", parent)
         peers = [PeerProcess(parent.popen, folders, number, parent.stdout_path) for number in numbers]
-        all_linked(peers, 30)
+        deadline = time.monotonic() + WITHIN_S
         for peer in peers:
-            assert len(listed_names(peer)) == THIRTY - 1
+            while missing := not_linked(peer):
+                assert time.monotonic() < deadline, f"peer {peer.number} is not linked to {missing}"
+                time.sleep(0.5)
         pids = [pid for host in hosts for pid in host.namespace.processes() if pid != parent.pid]
         assert len(pids) == THIRTY
-        resident_mb = [psutil.Process(pid).memory_info().rss / 1e6 for pid in pids]
-        print(f"{THIRTY} peers: {min(resident_mb):.0f} to {max(resident_mb):.0f} MB each")
+        processes = [psutil.Process(pid) for pid in pids]
+        resident_mb = [process.memory_info().rss / 1e6 for process in processes]
+        busy_s = sum(sum(process.cpu_times()[:2]) for process in processes)
+        print(
+            f"{THIRTY} peers: {min(resident_mb):.0f} to {max(resident_mb):.0f} MB each, {busy_s:.0f} s of processor time"
+        )
         assert max(resident_mb) < MEMORY_MB_MAX

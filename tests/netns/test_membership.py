@@ -53,8 +53,8 @@ def test_who_was_renewed_is_linked_after_the_tokens_end_and_can_come_again() -> 
         stage.rig.hosts["cleo"].block(f"ether saddr {link['address']}")
         with ThreadPoolExecutor(3) as pool:
             first, second, third = pool.map(lambda machine: machine.up(machine.home.name), (anna, ben, cleo))
-        all_linked([first, second], 10)
-        all_linked([second, third], 10)
+        all_linked([first, second])
+        all_linked([second, third])
         assert first.linked_names == {"ben"}
         until_now(lambda: min(_ends(second), _ends(third)) > end, "both are renewed", VALID_S)
         assert time.time() < end, "they were renewed before they ended"
@@ -67,7 +67,7 @@ def test_who_was_renewed_is_linked_after_the_tokens_end_and_can_come_again() -> 
         # What was renewed was kept: a fresh start shows the new certificate.
         ben.stop()
         until_now(lambda: "ben" not in first.linked_names, "ben is gone")
-        all_linked([first, ben.up("ben again")], 10)
+        all_linked([first, ben.up("ben again")])
 
 
 def test_who_is_revoked_is_out_everywhere_and_stays_out() -> None:
@@ -76,12 +76,12 @@ def test_who_is_revoked_is_out_everywhere_and_stays_out() -> None:
         anna, ben, cleo = (stage.machine(name, lan) for name in ("anna", "ben", "cleo"))
         stage.same_network(anna, ben, cleo)
         first, second, third = anna.up("anna"), ben.up("ben"), cleo.up("cleo")
-        all_linked([first, second, third], 10)
+        all_linked([first, second, third])
 
         anna.run("network", "revoke", "ben")
-        until_now(lambda: not second.linked_names, "nobody is linked with ben", 10)
-        until_now(lambda: first.linked_names == {"cleo"} and third.linked_names == {"anna"}, "ben is out", 10)
-        assert any("revoked" in trouble for trouble in troubles(second).values()), "ben is told why"
+        until_now(lambda: not second.linked_names, "nobody is linked with ben")
+        until_now(lambda: first.linked_names == {"cleo"} and third.linked_names == {"anna"}, "ben is out")
+        until_now(lambda: any("revoked" in trouble for trouble in troubles(second).values()), "ben is told why")
 
         ben.stop()
         again = ben.up("ben again", "--bootstrap", f"{stage.rig.hosts['cleo'].address}:9876")
@@ -89,7 +89,6 @@ def test_who_is_revoked_is_out_everywhere_and_stays_out() -> None:
         until_now(
             lambda: any("revoked" in what for whom, what in troubles(third).items() if whom.startswith(address)),
             "cleo, who heard of it from anna, refuses ben",
-            15,
         )
         assert again.linked_names == set()
         assert first.linked_names == {"cleo"}
@@ -100,7 +99,7 @@ def test_who_is_revoked_is_out_everywhere_and_stays_out() -> None:
         anna.run("network", "revoke", "cleo")
         first = anna.up("anna again")
         until_now(
-            lambda: any("revoked" in what for what in troubles(third).values()), "cleo is told that it is revoked", 15
+            lambda: any("revoked" in what for what in troubles(third).values()), "cleo is told that it is revoked"
         )
         assert first.linked_names == set()
         assert third.linked_names == set()
@@ -113,13 +112,13 @@ def test_a_cable_that_is_pulled_and_plugged_again() -> None:
         anna, ben, cleo = (stage.machine(name, lan) for name in ("anna", "ben", "cleo"))
         stage.same_network(anna, ben, cleo)
         first, second, third = anna.up("anna"), ben.up("ben"), cleo.up("cleo")
-        all_linked([first, second, third], 10)
+        all_linked([first, second, third])
 
         stage.rig.hosts["cleo"].cable(plugged=False)
         # Nothing tells a peer of it but silence.
         until_now(lambda: third.linked_names == set(), "cleo has noticed", LINK_SILENCE_MAX_S + 20)
-        until_now(lambda: "cleo" not in first.linked_names | second.linked_names, "the others have too", 20)
+        until_now(lambda: "cleo" not in first.linked_names | second.linked_names, "the others have too")
         assert first.linked_names == {"ben"}, "the others stay linked"
 
         stage.rig.hosts["cleo"].cable(plugged=True)
-        all_linked([first, second, third], 30)
+        all_linked([first, second, third])

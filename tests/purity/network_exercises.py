@@ -10,7 +10,7 @@ from p2pcompute.membership.coordinates import CoordinateSpace, estimate_s
 from p2pcompute.membership.edges import links_to_keep, select_edges
 from p2pcompute.membership.pacing import Around, Pacer
 from p2pcompute.model.ids import PeerId
-from p2pcompute.model.peer import Edge, PeerEntry, PeerStatus, PeerView
+from p2pcompute.model.peer import Coordinate, Edge, PeerEntry, PeerStatus, PeerView
 from tests.support.membership import FakeKey, make_record
 
 
@@ -58,10 +58,12 @@ def edges(rng: random.Random) -> object:
 
 def pacer(rng: random.Random) -> object:
     """A restless peer in a network of changing size."""
-    machine, told, said = Pacer(), make_record(FakeKey("own")).record, []
+    machine, told, said = Pacer(rng), make_record(FakeKey("own")).record, []
     for now in range(0, 4_000, 2):
-        new = dataclasses.replace(told, load=rng.random(), slots=rng.choice([1] * 50 + [2]))
-        tell = machine.decide(told, new, Around(rng.choice([3, 30, 300]), rng.random() < 0.5), 900, float(now))
+        place = Coordinate((rng.random(), 0.0, 0.0), 1e-3, 0.2)
+        new = dataclasses.replace(told, load=rng.random(), slots=rng.choice([1] * 50 + [2]), coordinate=place)
+        around = Around(rng.choice([3, 30, 300]), rng.random() < 0.5, now)
+        tell = machine.decide(told, new, around, 900, float(now))
         said.append(tell)
         told = new if tell == 2 else told
     return said

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,6 +28,10 @@ from p2pcompute.node.peer import Peer
 
 #: Generous: two cores run the whole suite in parallel.
 WAIT_S = 40.0
+#: Ports that a test has from `free_port` on: its peers take the next free ones.
+PORTS_EACH = 16
+#: Where they begin, and how many the tests that run at a time share, in turns: all of them below 32,768.
+_PORT_FIRST, _PORT_SHARES, _PORT_ROUNDS = 12_000, 8, 160
 
 
 async def until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
@@ -50,14 +55,17 @@ def until_now(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S
 
 
 def free_port() -> int:
-    """A port that nobody uses now, by TCP or UDP."""
+    """A port that nobody uses now, by TCP or UDP, with `PORTS_EACH` to itself, so that a peer that comes again finds its own free.
+
+    No connection that others make meanwhile gets it either: systems take those ports from higher ones.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PORT_SHARES
     while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port: int = tcp.getsockname()[1]
-            with contextlib.suppress(OSError):
-                udp.bind(("127.0.0.1", port))
-                return port
+        port = _PORT_FIRST + PORTS_EACH * (worker + _PORT_SHARES * secrets.randbelow(_PORT_ROUNDS))
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            return port
 
 
 def own_ports() -> dict[str, str]:

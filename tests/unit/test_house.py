@@ -268,6 +268,7 @@ LONG_ON_PURPOSE = {
     "execution/bundle.py": "following one function to everything that it needs is one walk with one state",
     "node/lender.py": "one shell around one machine and one pool; each method is one event or one effect",
     "node/origin.py": "one shell around one machine; each method is one event or one effect",
+    "node/delegate.py": "one shell around one machine; each method is one event or one effect",
     "jobs/dispatch.py": "one handler an event over one state; what is decided stands in offering, filling, judging, balancing and leases",
     "membership/book.py": "one machine over one state; its parts with a state of their own live in files of their own",
 }

@@ -150,9 +150,9 @@ def test_printing_without_end_goes_on_while_the_peer_is_busy() -> None:
             await on.call(worker, 0, "say", "warm")
             on.pool.run(worker, [on.task(worker, 1, "flood", 1.0)])
             await on.running(worker, 1)
-            time.sleep(1.2)  # noqa: ASYNC251 - the peer's loop is stuck for as long as the task runs
+            time.sleep(3.0)  # noqa: ASYNC251 - the peer's loop is stuck for as long as the task runs
             await on.ended(1)
-            assert on.seen.ends[1, 0].wall_us < 1_200_000
+            assert on.seen.ends[1, 0].wall_us < 3_000_000
             assert decode_value(on.seen.ends[1, 0].payload) * 100 > 10 * limits.TASK_OUTPUT_BYTES_MAX
 
     asyncio.run(main())

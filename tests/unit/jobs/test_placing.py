@@ -161,6 +161,7 @@ def test_is_healthy(facts: Facts, slots: int, local: bool, wanted: bool) -> None
     [
         (Preferences(), 0),
         (Preferences(prefer_local=True), 1),
+        (Preferences(key_nodes=True), 1),
         (Preferences(max_latency_s=0.02, cost_limit=2.5), 0),
         (Preferences(prefer_local=True, max_latency_s=0.01, cost_limit=2.0), 3),
     ],

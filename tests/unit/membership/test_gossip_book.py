@@ -1145,3 +1145,27 @@ def test_who_left_without_a_signed_farewell_may_come_back_by_speaking() -> None:
     desk.run(20)
     desk.say(B, gossip.Rumours(()))
     assert desk.status(B) is PeerStatus.ALIVE
+
+
+# --- how much is told -------------------------------------------------------------------------------------------------
+
+
+def test_records_that_replace_older_ones_are_counted_for_whoever_would_add_to_them() -> None:
+    desk = Desk(A, B)
+    assert desk.book.renewed == 0, "who was unknown has renewed nothing"
+    desk.hear(A, gossip_record(A, 1, 1), gossip_record(B, 1, 1))
+    assert desk.book.renewed == 2
+    desk.hear(B, gossip_record(A, 1, 1), gossip_record(A, 1, 0), gossip_record(C))
+    assert desk.book.renewed == 2
+    desk.tell(A, announcement(B, 1, 2))
+    desk.hear(A, gossip_record(B, 1, 2))
+    assert desk.book.renewed == 3
+
+
+def test_what_was_missed_here_alone_is_not_counted() -> None:
+    """A laptop that slept hears in one second what others have heard in an hour: nobody tells that now."""
+    desk = Desk(A, *CROWD)
+    desk.say(A, gossip.Versions(tuple((key.peer[:12], 1, 7) for key in CROWD)))
+    desk.hear(A, *(gossip_record(key, 1, 7) for key in CROWD))
+    assert desk.book.renewed == 0
+    assert desk.book.record(CROWD[0].peer) == gossip_record(CROWD[0], 1, 7).record

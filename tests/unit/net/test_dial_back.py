@@ -77,7 +77,14 @@ def test_turns() -> None:
     assert turns.take(one, 10.0)
     for number in range(5_000):
         turns.take(PeerId(number.to_bytes(32)), 11.0)
-    assert len(turns._last) <= 4_096
+    assert len(turns._next) <= 4_096
+
+
+def test_several_turns_at_once_after_a_pause() -> None:
+    turns, one = Turns(10.0, at_once=3), PeerId(b"1" * 32)
+    taken = [now for now in range(100) if turns.take(one, float(now))]
+    assert taken == [0, 1, 2, *range(10, 100, 10)]
+    assert [turns.take(one, 300.0) for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_peer_that_can_be_dialled_learns_so_and_its_link_lives_on() -> None:

@@ -622,6 +622,42 @@ def test_traffic_that_goes_one_way_needs_no_second_handshake() -> None:
     assert net.kinds(bert).count(Kind.SEALED) < 30
 
 
+@pytest.mark.parametrize("pause_s", [3.0, 12.0, 50.0, 500.0])
+def test_who_gave_the_last_answer_may_ask_next_without_a_second_handshake(pause_s: float) -> None:
+    """As probes go in a network of hundreds: a question and its answer, then nothing for minutes, then from the other side."""
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    exchanges = int(limits.SESSION_REKEY_S / (pause_s + 0.1)) - 1
+    for number in range(exchanges):
+        asker, other = (anna, bert) if number % 2 else (bert, anna)
+        net.say(asker, other, b"there?")
+        net.run(0.1)
+        net.say(other, asker, b"here")
+        net.run(pause_s)
+    assert len(anna.payloads) == len(bert.payloads[1:]) == exchanges
+    assert net.kinds().count(Kind.HELLO) == 1
+    assert net.kinds().count(Kind.SEALED) <= 4 + 4 * exchanges, (
+        "at most a question and an answer about the session beside"
+    )
+
+
+def test_a_peer_that_is_hardly_ever_spoken_to_is_looked_for_elsewhere_at_the_second_time() -> None:
+    net = Net()
+    anna, bert = two(net)
+    joined(net, anna, bert)
+    net.say(anna, bert, b"an answer, after which there is nothing to say")
+    net.run(60.0)
+    del net.stations[bert.address]
+    moved = net.station(pair()[1], 7)
+    for _ in range(2):
+        assert not moved.payloads
+        net.perform(anna, anna.sessions.send(bert.peer, (moved.address,), 1, b"where are you", net.now))
+        net.run(60.0)
+    assert moved.ups
+    assert session_of(anna, moved).address == moved.address
+
+
 def test_a_peer_that_is_silent_where_it_was_is_looked_for_elsewhere() -> None:
     net = Net()
     anna, bert = two(net)

@@ -40,6 +40,8 @@ def test_facts() -> None:
     assert facts_of(entry(B)).bandwidth_mbps == 90.0
     assert facts_of(entry(B, PeerStatus.SUSPECT)).is_suspect
     assert not own_facts(record(A)).is_suspect
+    assert own_facts(record(A, leads=True)).leads
+    assert not facts_of(entry(B)).leads
 
 
 def test_peers_that_are_known_but_not_linked_are_sought() -> None:

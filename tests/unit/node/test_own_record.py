@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from typing import Any
 
 import pytest
@@ -34,7 +35,10 @@ def record(**changes: Any) -> OwnRecord:
     key = PeerKey(os.urandom(32))
     numbers = iter(range(1, 100))
     identity = Identity(key.peer_id, NetworkId(b"n" * 32), "me", 2, DEFAULT_ROLES, Isolation.PROCESS, ("label",), "0")
-    return OwnRecord(identity, key, lambda at_least: max(next(numbers), at_least), CAPABILITY, ADDRESSES, **changes)
+    rng = random.Random(0)
+    return OwnRecord(
+        identity, key, lambda at_least: max(next(numbers), at_least), CAPABILITY, ADDRESSES, rng, **changes
+    )
 
 
 def edges(count: int) -> list[Edge]:

@@ -321,14 +321,18 @@ TARGET, RELAY = PeerId(b"t" * 32), Relay(PeerId(b"r" * 32), Address("13.1.0.1", 
 def through(to: Reach, reversal: str, external: tuple[Address, ...] = ()) -> tuple[object, list[tuple[Any, ...]]]:
     async def main() -> tuple[object, list[tuple[Any, ...]]]:
         hub, script = FakeHub(reversal), Script()
+        supervisor = Supervisor(cast(Any, Log()))
+        await supervisor.start()
         reaching = Reaching(
-            cast(ReachMachine, script), cast(Any, hub), SystemClock(), cast(Any, None), cast(Any, Log()),
+            cast(ReachMachine, script), cast(Any, hub), SystemClock(), supervisor, cast(Any, Log()),
             lambda peer: None, lambda: None, lambda peer: None,
         )  # fmt: skip
         reaching.networks_changed((Address("192.168.1.5", 9876), OWN), ())
         script.next = [changed(to, *external)]
         reaching.pump.feed(Tick())
-        return await reaching.dial_through(TARGET, RELAY), hub.said
+        found = await reaching.dial_through(TARGET, RELAY)
+        await supervisor.stop()
+        return found, hub.said
 
     return asyncio.run(main())
 
@@ -347,6 +351,28 @@ def test_what_does_not_dial_back_is_reached_through_the_relay(reversal: str, mon
     found, said = through(Reach.PUBLIC, reversal)
     assert found == "relayed"
     assert said[-1] == ("via", RELAY.peer, TARGET)
+
+
+def test_what_is_dialled_late_takes_the_relayed_links_place_and_is_called_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "REVERSAL_PATIENCE_S", 0.02)
+
+    async def test(made: Bench, others: list[Side]) -> None:
+        one, relay, target = others
+        relay.hub.reaching.server.serve(True)
+        await target.hub.dial(relay.address, relay.peer)
+        await target.hub.reaching.ends.reserve(relay.peer)
+        made.say(changed(Reach.PUBLIC, one.address))
+        reversals = target.hub.reaching.reversals
+        dials, wishes = reversals._wanted, list[tuple[Any, ...]]()
+        monkeypatch.setattr(reversals, "_wanted", lambda *wish: wishes.append(wish))
+        link = await made.reaching.dial_through(target.peer, Relay(relay.peer, relay.address))
+        assert link.path == "relayed"
+        dials(*wishes[0])
+        await until(lambda: one.link_to(target).path == target.link_to(one).path == "reversed")
+
+    run(test, 3)
 
 
 @pytest.mark.parametrize("to", [Reach.PRIVATE, Reach.UNKNOWN])
