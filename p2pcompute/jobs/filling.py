@@ -181,7 +181,7 @@ class Filling:
         alarm: Alarm = ("late", book.spec.job, None)
         if book.waiting or not book.leases or not book.spec.options.speculate or alarm in self._roster.timers:
             return
-        late, next_at = book.overdue(now, self._roster.slots_at)
+        late, next_at = speculation.overdue(book, now, self._roster.slots_at)
         if late:
             self._roster.timers.set(alarm, now + speculation.LOOK_AGAIN_S)
         elif next_at is not None:
@@ -191,7 +191,7 @@ class Filling:
         """Run late tasks a second time in free slots of other peers."""
         if book.waiting or not book.spec.options.speculate:
             return
-        late, next_at = book.overdue(now, self._roster.slots_at)
+        late, next_at = speculation.overdue(book, now, self._roster.slots_at)
         if late:
             self._copy(book, late, now, out)
             again = now + speculation.LOOK_AGAIN_S
