@@ -230,6 +230,22 @@ class BenchLink:
             self._sender.open(stream, data)
             self._pump_soon()
 
+    def promise_stream(self, stream: int) -> bool:
+        """As `Link.promise_stream`."""
+        if self.closed:
+            return False
+        self._sender.promise(stream)
+        return True
+
+    def fulfil_stream(self, stream: int, data: Bytes | None) -> bool:
+        """As `Link.fulfil_stream`."""
+        if self.closed or not self._sender.fulfil(stream, data):
+            return False
+        if data is not None:
+            self._serving[stream] = data
+            self._pump_soon()
+        return True
+
     # --- under way --------------------------------------------------------------------------------------------------------
 
     def _write(self, frame_bytes: int, content: object) -> None:

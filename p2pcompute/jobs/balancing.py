@@ -129,8 +129,16 @@ class Balancing:
         )
         mean_s = _mean_s(rows)
         asked = []
+        wanted: dict[Share, tuple[int, int]] = {}
         for row, count in zip(rows, leaving, strict=True):
-            leases = book.recall(row.share, count, kept=row.lender.slots) if count else ()
+            if row.share.is_seat and book.merges_groups:
+                # What its coordinator merges is torn apart otherwise, and travels value by value.
+                count -= count % limits.REDUCE_FAN_IN
+            if count:
+                wanted[row.share] = (count, row.lender.slots)
+        recalled = book.recall(wanted)
+        for row in rows:
+            leases = recalled.get(row.share, ())
             if not leases:
                 continue
             asked.append(row)

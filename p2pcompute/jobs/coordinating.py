@@ -7,7 +7,8 @@ the community's key node, runs the same machine on what it is given (`node/coord
   requirements, money, preferences or a strategy, places each task itself.
 - A peer that a seat stands for gets nothing of the job directly. Seats that go or refuse are replaced by their stand-ins; where
   none is left, the peers of the community are lenders like others.
-- A seat gets half of what would be fair of all that waits, in one message, and again when that runs low: few large shares
+- A seat that has reported nothing yet gets two tasks a slot: how long its tasks take there is not known, nor when the data that they
+  need has come. Then it gets half of what would be fair of all that waits, in one message, and again when that runs low: few large shares
   first, and small ones at the end, so that a community which is slower than it was thought to be holds up little (factoring: Hummel,
   Schonberg and Flynn, 1992).
 - What a task came to may stay with the coordinator, merged with others (`Outcome.MERGED`): it is settled when a partial aggregate that
@@ -38,6 +39,12 @@ MERGEABLE = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Ag
 WEIGHTED = frozenset({Aggregation.SUM, Aggregation.AVERAGE})
 #: A seat that has not answered an offer for so long is replaced; a large program over a slow link takes seconds.
 SEAT_PATIENCE_S = 30.0
+#: And so many times what it takes to bring the data that tasks share to all seats.
+SEAT_FETCH_FACTOR = 2.0
+#: Seats that fetch the data which tasks share at the same time: the way out of a site is narrower than what it leads to.
+SEATS_FETCHING_MAX = 2
+#: Tasks a slot that a seat is given before it has reported anything.
+FIRST_ROUNDS = 2
 #: A seat that has work, or owes a partial aggregate, and has said nothing for so long, is replaced; one that lives says so five times.
 SILENCE_PATIENCE_S = 10.0
 #: A seat without any slots is replaced after so long: its community is gone, or was never there.
@@ -142,6 +149,11 @@ def share_size(waiting: int, capacity: float, capacity_of_all: float) -> int:
     if capacity_of_all <= 0.0:
         return 0
     return math.ceil(waiting * AT_ONCE * min(capacity / capacity_of_all, 1.0))
+
+
+def first_share_size(slots: int, out: int) -> int:
+    """Tasks for a seat that has reported nothing yet and holds `out`: what its tasks need may still be on its way there."""
+    return max(0, FIRST_ROUNDS * slots - out)
 
 
 def why_replaced(share: Share, lender: Lender, now: float) -> str:

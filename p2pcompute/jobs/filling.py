@@ -15,7 +15,7 @@ from p2pcompute.jobs.roster import Alarm, Lender, Roster
 from p2pcompute.jobs.shares import Share, ShareState
 from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId, TaskIndex
-from p2pcompute.model.job import Aggregation, Lease
+from p2pcompute.model.job import Lease
 
 
 class Filling:
@@ -110,10 +110,16 @@ class Filling:
     def _tasks_for_seat(self, lender: Lender, share: Share, count: int) -> int:
         """`count` would do as for any peer: a seat gets more, since its tasks travel together."""
         book = share.job
-        all_of_them = coordinating.capacities(book, self._roster)
-        fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
+        if share.speed.task_s is None:
+            fair = coordinating.first_share_size(lender.slots, share.out)
+        else:
+            all_of_them = coordinating.capacities(book, self._roster)
+            fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
         room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held
-        return max(0, min(max(count, fair), book.waiting, room))
+        wanted = max(count, fair)
+        if book.merges_groups:
+            wanted += -wanted % limits.REDUCE_FAN_IN
+        return max(0, min(wanted, book.waiting, room))
 
     def _even_part(self, share: Share, now: float) -> int:
         """How many more tasks the peer may have while others with less have free slots, where the strategy spreads them."""
@@ -127,8 +133,16 @@ class Filling:
     def _send(self, lender: Lender, share: Share, count: int, now: float, out: list[Effect]) -> bool:
         book = share.job
         if share.is_seat:
-            align = limits.REDUCE_FAN_IN if book.merges and book.spec.aggregation is Aggregation.REDUCE else 1
-            leases = book.lease_to_seat(share, count, now, align=align, reductions=not self._has_peers(book))
+            near = self._slots_near(book)
+            leases = book.lease_to_seat(
+                share,
+                count,
+                now,
+                align=limits.REDUCE_FAN_IN if book.merges_groups else 1,
+                # What peers near the submitter take up as soon as they are free is not worth a group that is torn.
+                breaks=book.waiting > near,
+                reductions=not near,
+            )
         else:
             leases = book.lease(share, count, now, lambda task: self._has_other(share, task, now))
         if not leases:
@@ -143,9 +157,13 @@ class Filling:
             self._roster.watch_loads(share, now)
         return True
 
-    def _has_peers(self, book: JobBook) -> bool:
-        """Whether the job is open at peers that no seat stands for: what merges the results of all belongs near the submitter."""
-        return any(not share.is_seat and self._roster.is_open_at(share) for share in book.shares.values())
+    def _slots_near(self, book: JobBook) -> int:
+        """Slots of peers that no seat stands for, where the job is open: what merges the results of all belongs near the submitter."""
+        return sum(
+            self._roster.slots_at(share.peer)
+            for share in book.shares.values()
+            if not share.is_seat and self._roster.is_open_at(share)
+        )
 
     def _has_other(self, share: Share, task: TaskIndex, now: float) -> bool:
         """Whether another peer, at which `task` has not failed, could run it."""
@@ -163,7 +181,7 @@ class Filling:
         alarm: Alarm = ("late", book.spec.job, None)
         if book.waiting or not book.leases or not book.spec.options.speculate or alarm in self._roster.timers:
             return
-        late, next_at = book.overdue(now, self._roster.slots_at)
+        late, next_at = speculation.overdue(book, now, self._roster.slots_at)
         if late:
             self._roster.timers.set(alarm, now + speculation.LOOK_AGAIN_S)
         elif next_at is not None:
@@ -173,7 +191,7 @@ class Filling:
         """Run late tasks a second time in free slots of other peers."""
         if book.waiting or not book.spec.options.speculate:
             return
-        late, next_at = book.overdue(now, self._roster.slots_at)
+        late, next_at = speculation.overdue(book, now, self._roster.slots_at)
         if late:
             self._copy(book, late, now, out)
             again = now + speculation.LOOK_AGAIN_S

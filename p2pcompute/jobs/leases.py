@@ -11,7 +11,7 @@ peers beyond its shares, no credit and no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from p2pcompute.jobs.coordinating import Seating, merges
@@ -19,11 +19,10 @@ from p2pcompute.jobs.grouping import take_waiting
 from p2pcompute.jobs.placing import Placing
 from p2pcompute.jobs.retries import HARMLESS, failed_at, is_given_up
 from p2pcompute.jobs.shares import Held, Share, ShareState
-from p2pcompute.jobs.speculation import overdue_at
 from p2pcompute.jobs.speed import Speed
 from p2pcompute.jobs.taskset import TaskSet
 from p2pcompute.model.ids import REDUCE_BASE, PeerId, TaskIndex, is_seat
-from p2pcompute.model.job import FINAL_OUTCOMES, Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
+from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, Attempt, JobSpec, JobState, Lease, Outcome, TaskReport
 
 
 @dataclass(slots=True)
@@ -100,6 +99,8 @@ class JobBook:
         self.seating = Seating()
         #: Whether coordinators may merge results.
         self.merges = merges(spec)
+        #: Whether they merge neighbours: of a group that is not whole every single value travels.
+        self.merges_groups = self.merges and spec.aggregation is Aggregation.REDUCE
         #: Batches with open leases, by serial; oldest first.
         self.batches: dict[int, Held] = {}
         #: Serial of the next batch.
@@ -205,11 +206,13 @@ class JobBook:
                 rows.append(Lease(task, 1))
         return tuple(rows)
 
-    def lease_to_seat(self, share: Share, count: int, now: float, *, align: int, reductions: bool) -> tuple[Lease, ...]:
+    def lease_to_seat(
+        self, share: Share, count: int, now: float, *, align: int, breaks: bool, reductions: bool
+    ) -> tuple[Lease, ...]:
         """Lease up to `count` waiting tasks to a seat, repeated ones first. `reductions`: these too.
 
         `align` above 1: whole groups of so many neighbours where there are as many, from the end of the queue, whose front is other
-        peers'; so the coordinator can merge what belongs together.
+        peers'; so the coordinator can merge what belongs together. `breaks`: else single tasks too.
         """
         rows: list[Lease] = []
         kept: list[TaskIndex] = []
@@ -221,7 +224,14 @@ class JobBook:
                 rows.append(self._lease_again(task, share, now, self.leases))
         self.again.extendleft(reversed(kept))
         tasks = (
-            take_waiting(self.fresh, count - len(rows), align, is_whole=self.inputs_ended, reductions=reductions)
+            take_waiting(
+                self.fresh,
+                count - len(rows),
+                align,
+                is_whole=self.inputs_ended,
+                breaks=breaks,
+                reductions=reductions,
+            )
             if count > len(rows)
             else []
         )
@@ -257,17 +267,23 @@ class JobBook:
         leases[task] = self._batch(share, attempt, now, 1)
         return Lease(task, attempt)
 
-    def recall(self, share: Share, count: int, kept: int) -> tuple[Lease, ...]:
-        """Note the `count` leases of `share` that were sent last as recalled; the `kept` oldest stay, and those with copies.
+    def recall(self, wanted: Mapping[Share, tuple[int, int]]) -> dict[Share, tuple[Lease, ...]]:
+        """Note leases as recalled, for each share (how many, kept): those that were sent last; the `kept` oldest stay, and those with copies.
 
         They are leased until the peer gives them back.
         """
-        rows = [(held.serial, task, held) for task, held in self.leases.items() if held.share is share]
-        rows.sort(key=lambda row: row[0])
-        free = [row for row in rows[kept:] if row[1] not in self.copies and row[1] not in self.recalled]
-        taken = free[max(len(free) - count, 0) :]
-        self.recalled.update((task, held) for _, task, held in taken)
-        return tuple(Lease(task, held.attempt) for _, task, held in taken)
+        rows: dict[Share, list[tuple[int, TaskIndex, Held]]] = {share: [] for share in wanted}
+        for task, held in self.leases.items() if rows else ():
+            if held.share in rows:
+                rows[held.share].append((held.serial, task, held))
+        found: dict[Share, tuple[Lease, ...]] = {}
+        for share, (count, kept) in wanted.items():
+            oldest = sorted(rows[share], key=lambda row: row[0])
+            free = [row for row in oldest[kept:] if row[1] not in self.copies and row[1] not in self.recalled]
+            taken = free[max(len(free) - count, 0) :]
+            self.recalled.update((task, held) for _, task, held in taken)
+            found[share] = tuple(Lease(task, held.attempt) for _, task, held in taken)
+        return found
 
     def _batch(self, share: Share, attempt: int, now: float, count: int) -> Held:
         if not share.out:
@@ -468,45 +484,20 @@ class JobBook:
             done.retried.append((task, attempt.peer, outcome))
         done.requeued.append(task)
 
-    # --- late leases --------------------------------------------------------------------------------------------------
-
-    def overdue(self, now: float, slots_at: Callable[[PeerId], int]) -> tuple[list[TaskIndex], float | None]:
-        """Leased tasks that are overdue and have no copy, oldest batch first; and when the next batch becomes overdue."""
-        late: dict[int, list[TaskIndex]] = {}
-        next_at: float | None = None
-        for held in self.batches.values():
-            share = held.share
-            if share.is_seat:
-                # Its coordinator sees to late ones: a copy elsewhere could be merged here too.
-                continue
-            task_s = share.speed.task_s if share.speed.task_s is not None else self.speed.task_s
-            at = overdue_at(
-                since=held.since, ahead=held.ahead, slots=slots_at(share.peer), task_s=task_s, rtt_s=share.rtt_s
-            )
-            if at is None:
-                continue
-            if at <= now:
-                late[held.serial] = []
-            elif next_at is None or at < next_at:
-                next_at = at
-        if not late:
-            return [], next_at
-        for task, held in self.leases.items():
-            if held.serial in late and task not in self.copies:
-                late[held.serial].append(task)
-        return [task for serial in sorted(late) for task in late[serial]], next_at
-
     def check_invariants(self) -> None:
         """Raise AssertionError where the book contradicts itself."""
         if self.state is not JobState.RUNNING:
-            assert not (self.leases)
-            assert not (self.copies)
-            assert not (self.again)
-            assert not (self.fresh)
-            assert not (self.shares)
-            assert not (self.batches)
-            assert not (self.recalled)
-            assert not (self.merged)
+            forgotten = (
+                self.leases,
+                self.copies,
+                self.again,
+                self.fresh,
+                self.shares,
+                self.batches,
+                self.recalled,
+                self.merged,
+            )
+            assert not any(forgotten)
             return
         queued = [*self.again, *self.fresh]
         assert len(set(queued)) == len(queued)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pcompute.jobs import openings
-from p2pcompute.jobs.coordinating import SEAT_PATIENCE_S
+from p2pcompute.jobs.coordinating import SEAT_FETCH_FACTOR, SEAT_PATIENCE_S, SEATS_FETCHING_MAX
 from p2pcompute.jobs.dispatch_events import Effect, OpenAt, Refusal
 from p2pcompute.jobs.leases import JobBook
 from p2pcompute.jobs.roster import Lender, Roster, candidate
@@ -29,14 +29,16 @@ class Offering:
             if lender.peer not in book.shares
             and lender.peer not in placing.unfit
             and lender.has_seat
-            and book.admits(lender.peer)
+            and self._may_offer(book, lender)
         ]
         if book.spec.options.health_check:
             free = [lender for lender in free if not lender.facts.is_suspect] or free
         if free:
             rows = [candidate(lender, None, book) for lender in free]
             for peer in placing.order(rows, self._roster.situation(book, now))[:room]:
-                self.offer(book, self._roster.lenders[peer], now, out)
+                lender = self._roster.lenders[peer]
+                if self._may_offer(book, lender):
+                    self.offer(book, lender, now, out)
 
     def for_waiting(self, book: JobBook, now: float, out: list[Effect]) -> None:
         """Tasks wait although peers have just been filled: a job that is open at some peers only may need more."""
@@ -48,7 +50,7 @@ class Offering:
         for book in self._roster.running:
             if not lender.has_seat:
                 return
-            if lender.peer in book.shares or lender.peer in book.placing.unfit or not book.admits(lender.peer):
+            if lender.peer in book.shares or lender.peer in book.placing.unfit or not self._may_offer(book, lender):
                 continue
             if self._room(book, now) == 0:
                 continue
@@ -68,7 +70,7 @@ class Offering:
         share.refusal = None
         share.opened_at = now
         book.stalled = False
-        patience_s = SEAT_PATIENCE_S if share.is_seat else openings.PATIENCE_S
+        patience_s = self._seat_patience_s(book, lender) if share.is_seat else openings.PATIENCE_S
         self._roster.timers.set(("share", job, peer), now + patience_s)
         out.append(OpenAt(peer, job))
 
@@ -99,6 +101,24 @@ class Offering:
         return all(
             peer in book.shares or peer in book.placing.unfit or not book.admits(peer) for peer in self._roster.lenders
         )
+
+    @staticmethod
+    def _may_offer(book: JobBook, lender: Lender) -> bool:
+        """Whether the job may be opened at a peer now: a seat is told what all tasks need, which is known once there are some.
+
+        Where they need much, few seats fetch it at a time: the first have it sooner, and the last no later.
+        """
+        if not book.admits(lender.peer):
+            return False
+        if not lender.is_seat:
+            return True
+        opening = sum(share.is_seat and share.state is ShareState.OPENING for share in book.shares.values())
+        return book.waiting > 0 and (not book.placing.shared_bytes or opening < SEATS_FETCHING_MAX)
+
+    def _seat_patience_s(self, book: JobBook, lender: Lender) -> float:
+        """What the tasks share travels to all seats at a time, over links that may be slower than they were when they were measured."""
+        fetch_s = candidate(lender, None, book).fetch_s
+        return SEAT_PATIENCE_S + SEAT_FETCH_FACTOR * len(self._roster.regions) * fetch_s
 
     def _room(self, book: JobBook, now: float) -> int | None:
         """Further peers that the job can use; None for any number."""

@@ -409,6 +409,8 @@ TASKS_QUEUED_PER_ORIGIN_MAX = 65_536
 BATCH_TARGET_S = 0.03
 #: Peers of one community for which a coordinator dispatches: 32 KiB in a message; in a larger one, the most capable.
 SHARE_MEMBERS_MAX = 1_024
+#: Data that all tasks of a share need: handles that an origin looks for in a job, and its program's.
+SHARE_BLOBS_MAX = 32
 #: Tasks that one partial aggregate names: as many as one origin may have queued at one peer.
 PARTIAL_TASKS_MAX = 65_536
 #: Arguments of one origin that lie in a coordinator's memory: an eighth of what a full queue of the largest could be; what is

@@ -95,10 +95,13 @@ class BlobExchange:
             data = self._store.get(BlobId(message.blob))
         except P2PComputeError:
             data = None
-        if data is None and self.bring is not None:
+        if data is not None:
+            link.serve_stream(message.stream, data)
+            self.on_served(link.peer, BlobId(message.blob))
+        elif self.bring is None:
+            link.send(BlobMissing(message.stream))
+        elif link.promise_stream(message.stream):
             self._spawn(f"bring {message.blob.hex()[:12]}", self._bring(link, message, self.bring))
-        else:
-            self._serve(link, message, data)
 
     async def _bring(
         self,
@@ -107,12 +110,9 @@ class BlobExchange:
         bring: Callable[[PeerId, BlobId], Coroutine[Any, Any, Bytes | None]],
     ) -> None:
         data = await bring(link.peer, BlobId(message.blob))
-        if not link.closed:
-            self._serve(link, message, data)
-
-    def _serve(self, link: Link, message: BlobWant, data: Bytes | None) -> None:
+        if not link.fulfil_stream(message.stream, data):
+            return
         if data is None:
             link.send(BlobMissing(message.stream))
         else:
-            link.serve_stream(message.stream, data)
             self.on_served(link.peer, BlobId(message.blob))

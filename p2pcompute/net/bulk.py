@@ -73,6 +73,22 @@ class Bulk:
             return
         self._pump_soon()
 
+    def promise(self, stream: int) -> bool:
+        """A stream was asked for whose data comes later, with `fulfil`; whether it may. Raises ProtocolError; beyond the limit it is reset."""
+        try:
+            self._sender.promise(stream)
+        except BusyError:
+            self._door.write_frame(reset_frame(stream))
+            return False
+        return True
+
+    def fulfil(self, stream: int, data: bytes | bytearray | memoryview | None) -> bool:
+        """Send what was promised, None: there is nothing; whether the other side still waits for it."""
+        is_awaited = self._sender.fulfil(stream, data)
+        if is_awaited:
+            self._pump_soon()
+        return is_awaited
+
     def frame(self, kind: int, stream: int, payload: memoryview) -> None:
         """A frame of a stream has come. Raises ProtocolError."""
         if kind == FrameType.CREDIT:

@@ -309,6 +309,17 @@ class Link:
         if not self.closed:
             self._bulk.serve(stream, data)
 
+    def promise_stream(self, stream: int) -> bool:
+        """The other side named a stream whose data comes later, with `fulfil_stream`: later ones need not wait for it.
+
+        Whether it may; raises ProtocolError, beyond the limit the stream is reset.
+        """
+        return not self.closed and self._bulk.promise(stream)
+
+    def fulfil_stream(self, stream: int, data: bytes | bytearray | memoryview | None) -> bool:
+        """Send what was promised, None: there is nothing; whether the other side still waits for it."""
+        return not self.closed and self._bulk.fulfil(stream, data)
+
     async def measure_bandwidth(self, size_bytes: int) -> float:
         """Megabits a second that arrive from the other side, measured with `size_bytes` of noise."""
         started = self._clock.monotonic()

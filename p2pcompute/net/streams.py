@@ -47,6 +47,8 @@ class StreamSender:
         self._streams: dict[int, _Outgoing] = {}
         #: Numbers of the open streams that can send now, each once.
         self._round: deque[int] = deque()
+        #: Streams that were asked for and whose data is not here yet.
+        self._promised: set[int] = set()
         #: The highest number that was asked for.
         self._newest = 0
 
@@ -55,11 +57,31 @@ class StreamSender:
 
     def open(self, stream: int, data: bytes | bytearray | memoryview) -> None:
         """Send `data` on `stream`. Raises BusyError beyond the limit, ProtocolError for a number that is none above all before."""
+        self._begin(stream)
+        self._send(stream, data)
+
+    def promise(self, stream: int) -> None:
+        """`stream` was asked for and its data comes later: then say `fulfil`. Raises as `open`."""
+        self._begin(stream)
+        self._promised.add(stream)
+
+    def fulfil(self, stream: int, data: bytes | bytearray | memoryview | None) -> bool:
+        """Send the data of a stream that was promised; None: there is none. Whether the other side still waits for it."""
+        if stream not in self._promised:
+            return False
+        self._promised.discard(stream)
+        if data is not None:
+            self._send(stream, data)
+        return True
+
+    def _begin(self, stream: int) -> None:
         if stream <= self._newest:
             raise ProtocolError(f"stream {stream} is asked for twice, or after a later one")
         self._newest = stream
-        if len(self._streams) >= self._open_max:
+        if len(self._streams) + len(self._promised) >= self._open_max:
             raise BusyError(f"{self._open_max} streams are open on this link already")
+
+    def _send(self, stream: int, data: bytes | bytearray | memoryview) -> None:
         outgoing = _Outgoing(memoryview(data).cast("B"), self._window_bytes)
         self._streams[stream] = outgoing
         self._enqueue(stream, outgoing)
@@ -79,6 +101,7 @@ class StreamSender:
 
     def reset(self, stream: int) -> None:
         """Send no more on `stream`."""
+        self._promised.discard(stream)
         outgoing = self._streams.pop(stream, None)
         if outgoing is not None and outgoing.queued:
             self._round.remove(stream)
@@ -86,6 +109,7 @@ class StreamSender:
     def clear(self) -> None:
         """Forget every stream: the link is gone."""
         self._streams.clear()
+        self._promised.clear()
         self._round.clear()
 
     @property

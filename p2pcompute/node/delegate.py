@@ -26,7 +26,7 @@ from p2pcompute.node.channels import Channel
 from p2pcompute.node.dispatching import Dispatching
 from p2pcompute.node.share import Share, spec_of
 from p2pcompute.node.supervise import Supervisor
-from p2pcompute.node.upward import Upward, said
+from p2pcompute.node.upward import GATHER_S, Upward, said
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import (
     CommunityGrant,
@@ -84,6 +84,8 @@ class Delegate(Dispatching[Share]):
         #: Slots that the origin was last told it has.
         self._granted = 0
         self._alive_timer: asyncio.TimerHandle | None = None
+        #: When the origin is told of slots that have changed.
+        self._slots_timer: asyncio.TimerHandle | None = None
         #: When shares that seemed idle are looked at again.
         self._idle: dict[JobId, asyncio.TimerHandle] = {}
 
@@ -137,7 +139,7 @@ class Delegate(Dispatching[Share]):
         self._supervisor.task(f"open share {format_job_id(name)}", self._prepare(share))
 
     async def _prepare(self, share: Share) -> None:
-        """Fetch the program, accept, look for members."""
+        """Fetch the program and what all tasks need, accept, look for members."""
         if self.jobs.get(share.spec.job) is not share:
             return
         program = BlobId(share.opened.program)
@@ -147,6 +149,10 @@ class Delegate(Dispatching[Share]):
                 data = await share.channel.fetch(program, share.opened.program_bytes)
                 if share.is_open:
                     self._store.put(data, share.hold, program)
+            for shared in share.opened.shared:
+                if share.is_open and not self._store.hold(BlobId(shared), share.hold):
+                    # What cannot be had is said to the task that needs it.
+                    await self._bringing.bring(BlobId(shared), share.channel, lambda: share.is_open)
         except (P2PComputeError, OSError) as error:
             if self.jobs.get(name) is share:
                 self._close(share)
@@ -159,7 +165,7 @@ class Delegate(Dispatching[Share]):
         self._feed(dispatch.JobOpened(share.spec))
         for peer in sorted(self.members):
             self.look_at(peer)
-        self._tell_slots(anew=True)
+        self._tell_slots_soon()
         self._keep_alive()
 
     def look_at(self, peer: PeerId) -> None:
@@ -171,7 +177,7 @@ class Delegate(Dispatching[Share]):
     def peer_gone(self, peer: PeerId, reason: str) -> None:
         """A member is not reachable any more."""
         self._gone(peer, reason)
-        self._tell_slots()
+        self._tell_slots_soon()
 
     def close(self, name: JobId) -> None:
         """The origin does not want the share any more."""
@@ -195,8 +201,9 @@ class Delegate(Dispatching[Share]):
             self.close(name)
         self._pump.stop()
         self._up.stop()
-        if self._alive_timer is not None:
-            self._alive_timer.cancel()
+        for timer in (self._alive_timer, self._slots_timer):
+            if timer is not None:
+                timer.cancel()
 
     async def bring(self, blob: BlobId) -> Bytes | None:
         """Data of the origin for a task of its shares; None where it has none, or no share is open."""
@@ -313,10 +320,9 @@ class Delegate(Dispatching[Share]):
                 self._results(peer, channel, message)
             case Grant():
                 self._feed(dispatch.Granted(peer, message.slots))
-                self._tell_slots()
+                self._tell_slots_soon()
             case JobAccept():
                 self._feed(dispatch.PeerAccepted(peer, JobId(message.job)))
-                self._tell_slots()
             case JobRefuse():
                 self._feed(dispatch.PeerRefused(peer, JobId(message.job), message.reason, message.text))
             case TaskNews():
@@ -458,7 +464,15 @@ class Delegate(Dispatching[Share]):
             sent = Payload(inline=bytes(payload), size_bytes=size)
         self._up.row(share.spec.job, (*row, outcome, wall_us, sent, worker))
 
+    def _tell_slots_soon(self) -> None:
+        """In a moment: members answer one after the other, and an origin that hears of one slot sends for one."""
+        if self._slots_timer is None:
+            self._slots_timer = asyncio.get_running_loop().call_later(GATHER_S, self._tell_slots)
+
     def _tell_slots(self, *, anew: bool = False) -> None:
+        if self._slots_timer is not None:
+            self._slots_timer.cancel()
+            self._slots_timer = None
         slots = self._machine.slots()
         if slots != self._granted or anew:
             self._granted = slots

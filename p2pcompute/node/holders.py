@@ -37,6 +37,13 @@ class Holders:
         newest = list(put)[-HANDLES_SCANNED:]
         return {blob: put[blob] for blob in newest if any(part.find(blob) >= 0 for part in small)}
 
+    def common_to(self, parts: Sequence[bytes], bytes_max: int) -> tuple[BlobId, ...]:
+        """The handles that stand in every one of `parts`; none where any is larger than `bytes_max`."""
+        if not parts or any(len(part) > bytes_max for part in parts):
+            return ()
+        newest = list(self._put())[-HANDLES_SCANNED:]
+        return tuple(blob for blob in newest if all(part.find(blob) >= 0 for part in parts))
+
     def sent(self, peer: PeerId, blob: BlobId) -> bool:
         """`peer` is being sent `blob`; whether that is data behind a handle."""
         size = self._put().get(blob)

@@ -163,6 +163,7 @@ class Origin(Dispatching[OriginJob]):
         spec = request.spec if options.cache_ttl_s is None else dataclasses.replace(request.spec, expected_tasks=None)
         self._pump.feed(dispatch.JobOpened(spec))
         self._shares_data(self.jobs[job], [request.program], PROGRAM_BYTES_SCANNED)
+        self.jobs[job].common.update(self.holders.common_to([request.program], PROGRAM_BYTES_SCANNED))
         stream.on_listen = lambda: self._tell(self.jobs[job])
         reader = self._supervisor.task(f"inputs of {format_job_id(job)}", self._read_inputs(self.jobs[job], inputs))
         if reader is not None:
@@ -214,7 +215,10 @@ class Origin(Dispatching[OriginJob]):
                 assert room > 0
                 job.stream.inputs_read += len(batch)
                 if job.inputs < ARGUMENTS_SCANNED:
-                    self._shares_data(job, batch[: ARGUMENTS_SCANNED - job.inputs], ARGUMENT_BYTES_SCANNED)
+                    scanned = batch[: ARGUMENTS_SCANNED - job.inputs]
+                    self._shares_data(job, scanned, ARGUMENT_BYTES_SCANNED)
+                    if not job.inputs:
+                        job.common.update(self.holders.common_to(scanned, ARGUMENT_BYTES_SCANNED))
                 added = job.add_inputs(batch)
                 if job.spec.options.cache_ttl_s is not None:
                     added = self._settle(job, added)
@@ -437,7 +441,7 @@ class Origin(Dispatching[OriginJob]):
         request = job.request
         options = request.spec.options
         if is_seat(peer):
-            opened = self.seats.open(request.spec, len(request.program), peer)
+            opened = self.seats.open(request.spec, len(request.program), peer, tuple(sorted(job.common)))
             if opened is None:
                 # The network has changed since the machine was told of this seat.
                 gone = dispatch.SeatFailed(peer, request.spec.job, "its community is not known any more")

@@ -54,6 +54,8 @@ class OriginJob:
         self._arguments: dict[TaskIndex, Payload] = {}
         #: Data behind handles that its program and first arguments name: sizes by digest.
         self.shared: dict[BlobId, int] = {}
+        #: Those of them that its program or all of the first arguments name.
+        self.common: set[BlobId] = set()
         #: What its attempts came to, for the records.
         self.recording = recording
         #: Keys of tasks whose answers are to be kept for equal calls; empty without a cache.

@@ -85,8 +85,10 @@ class Seats:
         """The seat of the peer at the end of `channel`."""
         return SeatChannel(channel, lambda seat, job: self._shares.get((seat, job)))
 
-    def open(self, spec: JobSpec, program_bytes: int, seat: PeerId) -> ShareOpen | None:
-        """What gives `seat` a share of a job; None where its community is not known any more."""
+    def open(
+        self, spec: JobSpec, program_bytes: int, seat: PeerId, shared: tuple[BlobId, ...] = ()
+    ) -> ShareOpen | None:
+        """What gives `seat` a share of a job, of which all tasks need `shared`; None where its community is not known any more."""
         region = self._region_of.get(seat)
         if region is None or self.delegating is None:
             return None
@@ -105,6 +107,7 @@ class Seats:
             tuple(sorted(region.members)[: limits.SHARE_MEMBERS_MAX]),
             {name: document[name] for name in SHARE_OPTIONS},
             delegation,
+            shared[: limits.SHARE_BLOBS_MAX],
         )
 
     def close(self, job: JobId, seat: PeerId) -> None:

@@ -310,7 +310,8 @@ class ShareOpen(Message):
     follows both ways is as between origin and lender, with `share` for the job, and CommunityGrant and Partial beside.
 
     `aggregation`: how results may be merged here, "none" where each must come by itself. `options`: those of the job that matter to
-    the dispatch machine, as documents have them. `delegation`: signed, for the members (`wire/delegation.py`).
+    the dispatch machine, as documents have them. `delegation`: signed, for the members (`wire/delegation.py`). `shared`: what all tasks
+    need, to be fetched from the origin before the share is accepted, so that nobody's slots wait for it.
     """
 
     kind: ClassVar[int] = 30
@@ -322,6 +323,7 @@ class ShareOpen(Message):
     members: Annotated[tuple[bytes, ...], Many(_PEER, limits.SHARE_MEMBERS_MAX)]
     options: Annotated[dict[str, Any], Plain()] = field(default_factory=dict)
     delegation: Annotated[bytes, Raw(limits.DELEGATION_BYTES_MAX)] = b""
+    shared: Annotated[tuple[bytes, ...], Many(_BLOB, limits.SHARE_BLOBS_MAX)] = ()
     unknown: dict[str, Any] = field(default_factory=dict)
 
 
