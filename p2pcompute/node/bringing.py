@@ -11,6 +11,7 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, P2PComputeError
 from p2pcompute.model.ids import BlobId, PeerId
 from p2pcompute.node.channels import Channel
+from p2pcompute.node.share import Share
 from p2pcompute.storage.blobs import BlobStore
 
 Bytes = bytes | bytearray | memoryview
@@ -40,6 +41,18 @@ class Bringing:
             del self._underway[blob]
             shared.set_result(data)
         return data
+
+    async def gather(self, share: Share) -> None:
+        """What a share needs before its first task: its program, which it holds, and what all tasks use. Raises BlobMissingError,
+        LinkClosedError, BusyError where the program cannot be had; what else cannot is said to the task that needs it."""
+        program = BlobId(share.opened.program)
+        if not self._store.hold(program, share.hold):
+            data = await share.channel.fetch(program, share.opened.program_bytes)
+            if share.is_open:
+                self._store.put(data, share.hold, program)
+        for shared in map(BlobId, share.opened.shared):
+            if share.is_open and not self._store.hold(shared, share.hold):
+                await self.bring(shared, share.channel, lambda: share.is_open)
 
     def forget(self) -> None:
         """No share is open any more."""

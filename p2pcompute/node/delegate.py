@@ -142,17 +142,9 @@ class Delegate(Dispatching[Share]):
         """Fetch the program and what all tasks need, accept, look for members."""
         if self.jobs.get(share.spec.job) is not share:
             return
-        program = BlobId(share.opened.program)
         name = share.spec.job
         try:
-            if not self._store.hold(program, share.hold):
-                data = await share.channel.fetch(program, share.opened.program_bytes)
-                if share.is_open:
-                    self._store.put(data, share.hold, program)
-            for shared in share.opened.shared:
-                if share.is_open and not self._store.hold(BlobId(shared), share.hold):
-                    # What cannot be had is said to the task that needs it.
-                    await self._bringing.bring(BlobId(shared), share.channel, lambda: share.is_open)
+            await self._bringing.gather(share)
         except (P2PComputeError, OSError) as error:
             if self.jobs.get(name) is share:
                 self._close(share)
