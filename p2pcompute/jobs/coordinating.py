@@ -5,6 +5,7 @@ the community's key node, runs the same machine on what it is given (`node/coord
 
 - A job is given to seats where any peer may run it and every slot of the network has a task of it. Whoever asks for particular peers, by
   requirements, money, preferences or a strategy, places each task itself.
+- It is offered to them once more waits than others take up. What all tasks share a seat fetches before it accepts, few seats at a time.
 - A peer that a seat stands for gets nothing of the job directly. Seats that go or refuse are replaced by their stand-ins; where
   none is left, the peers of the community are lenders like others.
 - A seat that has reported nothing yet gets two tasks a slot: how long its tasks take there is not known, nor when the data that they

@@ -94,3 +94,37 @@ def test_missing_forged_and_lost() -> None:
                 await fetching.fetch(link, blob, 10)
 
     asyncio.run(main())
+
+
+def test_what_is_brought_from_elsewhere_holds_up_nothing() -> None:
+    async def main() -> None:
+        here, elsewhere = b"here", b"elsewhere"
+        shelf = Shelf(here)
+        (blob,) = shelf.held
+        far, nowhere = BlobId(blake3(elsewhere).digest()), BlobId(bytes(32))
+        arrived = asyncio.Event()
+
+        async def bring(asker: object, wanted: BlobId) -> bytes | None:
+            await arrived.wait()
+            return elsewhere if wanted == far else None
+
+        async with exchanges(shelf) as (fetching, link, _, two, _network):
+            serving = two.events.on_message.__self__  # type: ignore[attr-defined]
+            serving.bring = bring
+            async with asyncio.TaskGroup() as group:
+                brought = group.create_task(fetching.fetch(link, far, 100))
+                missing = group.create_task(_is_missing(fetching, link, nowhere))
+                await until(lambda: shelf.asked == 2)
+                assert await fetching.fetch(link, blob, 100) == here, "asked for last, sent first"
+                assert not brought.done()
+                arrived.set()
+            assert brought.result() == elsewhere
+            assert missing.result()
+
+    asyncio.run(main())
+
+
+async def _is_missing(fetching: BlobExchange, link: Link, blob: BlobId) -> bool:
+    with pytest.raises(BlobMissingError):
+        await fetching.fetch(link, blob, 100)
+    return True

@@ -132,3 +132,38 @@ def test_data_arrive_whole_and_the_window_is_never_exceeded() -> None:
             assert content is not None
             finished[stream] = bytes(content)
     assert finished == streams
+
+
+def test_what_was_promised_comes_after_what_was_asked_for_later() -> None:
+    sender = StreamSender()
+    sender.promise(2)
+    sender.open(4, b"later")
+    assert sender.next_chunk() == (4, b"later", True)
+    assert sender.fulfil(2, b"at last")
+    assert sender.next_chunk() == (2, b"at last", True)
+    assert not sender.fulfil(2, b"again"), "a promise is kept once"
+    assert sender.next_chunk() is None
+
+
+def test_a_promise_that_is_not_wanted_any_more_or_cannot_be_kept_sends_nothing() -> None:
+    sender = StreamSender()
+    sender.promise(2)
+    sender.reset(2)
+    assert not sender.fulfil(2, b"too late")
+    sender.promise(4)
+    assert sender.fulfil(4, None)
+    sender.promise(6)
+    sender.clear()
+    assert not sender.fulfil(6, b"the link is gone")
+    assert sender.next_chunk() is None
+
+
+def test_promises_count_as_open_streams() -> None:
+    sender = StreamSender(open_max=2)
+    sender.promise(2)
+    sender.open(4, b"x")
+    with pytest.raises(BusyError):
+        sender.promise(6)
+    with pytest.raises(ProtocolError):
+        sender.promise(4)
+    assert sender.fulfil(2, b"y")
