@@ -154,7 +154,7 @@ class Delegate(Dispatching[Share]):
             return
         share.is_accepted = True
         self._up.send(JobAccept(name))
-        self._feed(dispatch.JobOpened(share.spec))
+        self._pump.feed(dispatch.JobOpened(share.spec))
         for peer in sorted(self.members):
             self.look_at(peer)
         self._tell_slots_soon()
@@ -182,7 +182,7 @@ class Delegate(Dispatching[Share]):
         if self.jobs.get(name) is not share:
             return
         if share.is_accepted:
-            self._feed(dispatch.JobCancelled(name))
+            self._pump.feed(dispatch.JobCancelled(name))
         else:
             # The machine does not know it.
             self._ended(share)
@@ -236,7 +236,7 @@ class Delegate(Dispatching[Share]):
                 share.fetching.add((task, attempt))
                 self._supervisor.task(f"arguments of {task}", self._fetch_arguments(share, inner, payload))
         if here:
-            self._feed(dispatch.TasksAdded(share.spec.job, tuple(here)))
+            self._pump.feed(dispatch.TasksAdded(share.spec.job, tuple(here)))
 
     async def _fetch_arguments(self, share: Share, inner: TaskIndex, payload: Payload) -> None:
         """Bring large arguments over the wide link once, before anybody waits for them."""
@@ -255,7 +255,7 @@ class Delegate(Dispatching[Share]):
             why = share.hold_blob(payload.blob, data)
         if not why:
             share.fetching.discard(row)
-            self._feed(dispatch.TasksAdded(share.spec.job, (inner,)))
+            self._pump.feed(dispatch.TasksAdded(share.spec.job, (inner,)))
             return
         share.let_go(inner)
         self._up.row(share.spec.job, (*row, Outcome.RETURNED_UNRUN, 0, said(why), PeerId(b"")))
@@ -273,7 +273,7 @@ class Delegate(Dispatching[Share]):
                 share.settle(inner)
                 dropped.append(inner)
         if dropped:
-            self._feed(dispatch.TasksDropped(share.spec.job, tuple(dropped)))
+            self._pump.feed(dispatch.TasksDropped(share.spec.job, tuple(dropped)))
             self._look_whether_idle(share)
 
     def _recall(self, message: TasksRecall) -> None:
@@ -290,7 +290,7 @@ class Delegate(Dispatching[Share]):
             else:
                 waiting.append(inner)
         if waiting:
-            self._feed(dispatch.TasksWithdrawn(share.spec.job, tuple(waiting)))
+            self._pump.feed(dispatch.TasksWithdrawn(share.spec.job, tuple(waiting)))
 
     def _withdrawn(self, effect: dispatch.Withdrawn) -> None:
         share = self.jobs[effect.job]
@@ -311,12 +311,12 @@ class Delegate(Dispatching[Share]):
             case Results():
                 self._results(peer, channel, message)
             case Grant():
-                self._feed(dispatch.Granted(peer, message.slots))
+                self._pump.feed(dispatch.Granted(peer, message.slots))
                 self._tell_slots_soon()
             case JobAccept():
-                self._feed(dispatch.PeerAccepted(peer, JobId(message.job)))
+                self._pump.feed(dispatch.PeerAccepted(peer, JobId(message.job)))
             case JobRefuse():
-                self._feed(dispatch.PeerRefused(peer, JobId(message.job), message.reason, message.text))
+                self._pump.feed(dispatch.PeerRefused(peer, JobId(message.job), message.reason, message.text))
             case TaskNews():
                 self._news(message)
 
@@ -359,7 +359,7 @@ class Delegate(Dispatching[Share]):
             else:
                 self._up_result(share, (task, attempt), report.outcome, wall_us, payload, peer)
         if added:
-            self._feed(dispatch.TasksAdded(effect.job, tuple(added)))
+            self._pump.feed(dispatch.TasksAdded(effect.job, tuple(added)))
         self._look_whether_idle(share)
 
     def _given_up(self, effect: dispatch.GivenUp) -> None:
@@ -390,7 +390,7 @@ class Delegate(Dispatching[Share]):
         if self.jobs.pop(name, None) is not None:
             del self._open_shares[name]
             share.close()
-            self._feed(dispatch.JobForgotten(name))
+            self._pump.feed(dispatch.JobForgotten(name))
         self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
         if not self.jobs:
             self._bringing.forget()
@@ -486,11 +486,6 @@ class Delegate(Dispatching[Share]):
             self._tell_slots(anew=True)
         self._alive_timer = None
         self._keep_alive()
-
-    # --- inner --------------------------------------------------------------------------------------------------------
-
-    def _feed(self, event: dispatch.Event) -> None:
-        self._pump.feed(event)
 
 
 _RECALLED = "it was recalled before it had begun"
