@@ -93,17 +93,12 @@ class Delegate(Dispatching[Share]):
         def nothing(effect: object) -> None:
             """What only a submitter wants to know."""
 
+        told = (dispatch.Moved, dispatch.Stalled, dispatch.FellBack, dispatch.SeekPeers, dispatch.TaskRetried)
         return {
-            dispatch.Moved: nothing,
+            **dict.fromkeys((*told, dispatch.PartialTaken, dispatch.PartialRefused), nothing),
             dispatch.Completed: self._completed,
             dispatch.GivenUp: self._given_up,
             dispatch.JobEnded: self._job_ended,
-            dispatch.Stalled: nothing,
-            dispatch.FellBack: nothing,
-            dispatch.SeekPeers: nothing,
-            dispatch.TaskRetried: nothing,
-            dispatch.PartialTaken: nothing,
-            dispatch.PartialRefused: nothing,
             dispatch.Withdrawn: self._withdrawn,
         }
 
