@@ -9,7 +9,7 @@ the community's key node, runs the same machine on what it is given (`node/coord
 - A peer that a seat stands for gets nothing of the job directly. Seats that go or refuse are replaced by their stand-ins; where
   none is left, the peers of the community are lenders like others.
 - A seat that has reported nothing yet gets two tasks a slot: how long its tasks take there is not known, nor when the data that they
-  need has come. Then it gets half of what would be fair of all that waits, in one message, and again when that runs low: few large shares
+  need has come. Then it gets three tenths of what would be fair of all that waits, in one message, and again when that runs low: few large shares
   first, and small ones at the end, so that a community which is slower than it was thought to be holds up little (factoring: Hummel,
   Schonberg and Flynn, 1992).
 - What a task came to may stay with the coordinator, merged with others (`Outcome.MERGED`): it is settled when a partial aggregate that
@@ -54,7 +54,7 @@ EMPTY_PATIENCE_S = 30.0
 #: merged it hands over sooner than that, so one very long task costs no more than itself.
 STUCK_FACTOR, STUCK_MIN_S = 16.0, 120.0
 #: Part of the fair share that a seat is given at once.
-AT_ONCE = 0.5
+AT_ONCE = 0.3
 
 
 @dataclass(frozen=True, slots=True)

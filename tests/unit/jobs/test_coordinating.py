@@ -87,13 +87,13 @@ def test_a_job_that_has_ended_has_no_seats() -> None:
 @pytest.mark.parametrize(
     ("waiting", "capacity", "of_all", "size"),
     [
-        (100, 1.0, 2.0, 25),
-        (100, 2.0, 2.0, 50),
-        (3, 1.0, 1.0, 2),
+        (100, 1.0, 2.0, 15),
+        (100, 2.0, 2.0, 30),
+        (3, 1.0, 1.0, 1),
         (100, 0.0, 5.0, 0),
         (100, 1.0, 0.0, 0),
         (0, 1.0, 1.0, 0),
     ],
 )
-def test_a_seat_gets_half_of_what_would_be_fair(waiting: int, capacity: float, of_all: float, size: int) -> None:
+def test_a_seat_gets_a_part_of_what_would_be_fair(waiting: int, capacity: float, of_all: float, size: int) -> None:
     assert share_size(waiting, capacity, of_all) == size
