@@ -223,12 +223,16 @@ def test_a_forged_partial_is_refused_whole_and_its_sender_named(home: Path, monk
 
             monkeypatch.setattr(Share, "cut", lying)
             for number, forge in enumerate(forgeries, 1):
-                if forge is _foreign:
-                    words = await origin.map_reduce(work.slow_count, work.merge_counts, TEXTS)
-                    assert words.value == WORDS
-                else:
-                    total = await origin.map_reduce(work.slow_vector, None, range(TASKS), aggregation="sum")
-                    assert np.array_equal(total.value, np.full(work.LENGTH, TOTAL)), forge.__name__
+                for _ in range(10):
+                    # A job that is done before its community has answered gives nobody a share.
+                    if forge is _foreign:
+                        words = await origin.map_reduce(work.slow_count, work.merge_counts, TEXTS)
+                        assert words.value == WORDS
+                    else:
+                        total = await origin.map_reduce(work.slow_vector, None, range(TASKS), aggregation="sum")
+                        assert np.array_equal(total.value, np.full(work.LENGTH, TOTAL)), forge.__name__
+                    if forged >= number:
+                        break
                 assert forged >= number, f"{forge.__name__} was tried"
                 named = {name: str(trouble) for name, trouble in origin.overlay.troubles.items()}
                 assert "partial aggregate" in named[short_peer_id(liar.peer_id)], forge.__name__
