@@ -52,6 +52,7 @@ def square(x: int) -> int:
 
 
 def shared_length(data: bytes, x: int) -> int:
+    time.sleep(0.02)  # long enough that every community is asked
     return len(data) + x
 
 
