@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.jobs import dispatch
-from p2pcompute.jobs.coordinating import Region
+from p2pcompute.jobs.coordinating import Region, merges
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.jobs.submit import check_options
 from p2pcompute.model import limits
@@ -171,9 +171,12 @@ class Origin(Dispatching[OriginJob]):
         return stream
 
     def drop(self, job: JobId, index: int) -> None:
-        """Stop one task of a job whose others go on; also one whose input was not read yet."""
+        """Stop one task of a job whose others go on; also one whose input was not read yet.
+
+        Nothing where results are merged: its own may be part of what a coordinator holds.
+        """
         known = self.jobs.get(job)
-        if known is None or known.end is not None:
+        if known is None or known.end is not None or merges(known.spec):
             return
         self._pump.feed(dispatch.TasksDropped(job, (TaskIndex(index),)))
         known.drop(index)
@@ -446,6 +449,13 @@ class Origin(Dispatching[OriginJob]):
                 # The network has changed since the machine was told of this seat.
                 gone = dispatch.SeatFailed(peer, request.spec.job, "its community is not known any more")
                 asyncio.get_running_loop().call_soon(self._pump.feed, gone)
+            else:
+                self._log.info(
+                    "share given",
+                    job=format_job_id(request.spec.job),
+                    coordinator=short_peer_id(peer),
+                    members=len(opened.members),
+                )
             return opened
         return JobOpen(
             job=request.spec.job,
