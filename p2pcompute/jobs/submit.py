@@ -15,7 +15,7 @@ from p2pcompute.jobs.strategies import NAMES, check_names
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import JobId, ProgramId
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError
-from p2pcompute.model.placement import Coordination, OnUnmet, Target, TaskType, budget_of, preferences_of
+from p2pcompute.model.placement import Coordination, OnUnmet, Target, TaskType, budget_of, member_of, preferences_of
 from p2pcompute.model.requirement import requirements_of
 
 T = TypeVar("T")
@@ -183,19 +183,13 @@ def _coordination(name: str, value: object) -> Coordination:
 def _on_unmet(name: str, value: object) -> OnUnmet:
     if not isinstance(value, str):
         raise _wrong(name, value, "'fail' or 'wait'")
-    try:
-        return OnUnmet(value.lower())
-    except ValueError:
-        raise UnknownNameError(f"value of {name}", value, [member.value for member in OnUnmet]) from None
+    return member_of(OnUnmet, f"value of {name}", value)
 
 
 def _on_error(name: str, value: object) -> OnError:
     if not isinstance(value, str):
         raise _wrong(name, value, "'raise' or 'skip'")
-    try:
-        return OnError(value.lower())
-    except ValueError:
-        raise UnknownNameError(f"value of {name}", value, [member.value for member in OnError]) from None
+    return member_of(OnError, f"value of {name}", value)
 
 
 _PARSERS: Mapping[str, Callable[[str, object], object]] = {

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass
 
 from p2pcompute.model import limits
-from p2pcompute.model.errors import UnknownNameError, UsageError
+from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex
 from p2pcompute.model.placement import (
     NO_PREFERENCES,
@@ -21,6 +21,7 @@ from p2pcompute.model.placement import (
     Preferences,
     Target,
     TaskType,
+    member_of,
 )
 from p2pcompute.model.requirement import Requirement, requirements_of
 
@@ -40,10 +41,7 @@ class Aggregation(enum.StrEnum):
     @classmethod
     def parse(cls, name: str) -> Aggregation:
         """The aggregation called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
-        try:
-            return cls(name.lower())
-        except ValueError:
-            raise UnknownNameError("aggregation", name, [member.value for member in cls]) from None
+        return member_of(cls, "aggregation", name)
 
 
 class OnError(enum.StrEnum):

@@ -10,12 +10,24 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.requirement import Kind, quantity
 
 #: The strategy of a job that names none.
 STRATEGY_DEFAULT = "hlig"
+
+
+_Member = TypeVar("_Member", bound=enum.StrEnum)
+
+
+def member_of(kind: type[_Member], what: str, name: str) -> _Member:
+    """The member of `kind` called `name`, in any case. Raises UnknownNameError with the nearest valid name; `what` names the kind."""
+    try:
+        return kind(name.lower())
+    except ValueError:
+        raise UnknownNameError(what, name, [member.value for member in kind]) from None
 
 
 class TaskType(enum.StrEnum):
@@ -48,10 +60,7 @@ class Target(enum.StrEnum):
     @classmethod
     def parse(cls, name: str) -> Target:
         """The target called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
-        try:
-            return cls(name.lower())
-        except ValueError:
-            raise UnknownNameError("optimization_target", name, [member.value for member in cls]) from None
+        return member_of(cls, "optimization_target", name)
 
 
 class OnUnmet(enum.StrEnum):
@@ -74,10 +83,7 @@ class Coordination(enum.StrEnum):
     @classmethod
     def parse(cls, name: str) -> Coordination:
         """The member called `name`, in any case. Raises UnknownNameError with the nearest valid name."""
-        try:
-            return cls(name.lower())
-        except ValueError:
-            raise UnknownNameError("coordination", name, [member.value for member in cls]) from None
+        return member_of(cls, "coordination", name)
 
 
 @dataclass(frozen=True, slots=True)

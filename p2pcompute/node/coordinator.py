@@ -16,10 +16,10 @@ from p2pcompute.jobs.strategies import Registry
 from p2pcompute.model import limits
 from p2pcompute.model.errors import LinkClosedError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, short_peer_id
-from p2pcompute.model.peer import Role
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.delegate import Delegate
+from p2pcompute.node.delegations import MAY_SUBMIT
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import (
@@ -36,7 +36,6 @@ from p2pcompute.wire.messages import (
     TasksRecall,
 )
 
-_MAY_SUBMIT = frozenset({Role.SUBMIT, Role.ADMIN})
 #: What an origin says of a share.
 _OF_ORIGINS = (Tasks, TasksCancel, TasksRecall, JobClose)
 #: What members say of it.
@@ -102,7 +101,7 @@ class Coordinator:
 
     def _open(self, channel: Channel, message: ShareOpen) -> None:
         name = JobId(message.share)
-        if not _MAY_SUBMIT & channel.roles:
+        if not MAY_SUBMIT & channel.roles:
             text = "the invitation of the submitting peer does not allow it to submit"
             self._refuse(channel, name, "role", text)
             return

@@ -130,8 +130,11 @@ class Delegate(Dispatching[Share]):
             return
         share = self.jobs[name] = Share(message, channel, spec, self._store, self._clock.monotonic())
         self._open_shares[name] = self
-        self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
+        self._find_members()
         self._supervisor.task(f"open share {format_job_id(name)}", self._prepare(share))
+
+    def _find_members(self) -> None:
+        self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
 
     async def _prepare(self, share: Share) -> None:
         """Fetch the program and what all tasks need, accept, look for members."""
@@ -386,7 +389,7 @@ class Delegate(Dispatching[Share]):
             del self._open_shares[name]
             share.close()
             self._pump.feed(dispatch.JobForgotten(name))
-        self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
+        self._find_members()
         if not self.jobs:
             self._bringing.forget()
 

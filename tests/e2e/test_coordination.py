@@ -371,8 +371,6 @@ def test_a_community_is_cut_off_and_comes_back(home: Path) -> None:
         try:
             # Its share is given to others while nothing of it is heard, and the job goes on to its end.
             await until(lambda: job.done() or not scene.merged_at("bea"), "the share is taken back", 60)
-            if not job.done():
-                await asyncio.sleep(0.5)
         finally:
             for process in gone:
                 process.send_signal(signal.SIGCONT)
