@@ -81,6 +81,28 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
 @click.option(
     "--tier", "performance_tier", metavar="NAME", help="What you promise: basic, standard or premium (standard)."
 )
+@click.option(
+    "--isolation",
+    metavar="LEVEL",
+    help="How well to hold other people's code, at least: auto, process, restricted or sandbox.",
+)
+@click.option(
+    "--engine", "engines", metavar="NAME", multiple=True, help="Engine to offer; may be repeated (all that work here)."
+)
+@click.option(
+    "--grant",
+    "grants",
+    metavar="GRANT",
+    multiple=True,
+    help="What programs get that ask for it: network, network:HOST:PORT, gpu or processes; may be repeated.",
+)
+@click.option(
+    "--folder",
+    "folders",
+    metavar="NAME=PATH[:rw]",
+    multiple=True,
+    help="Folder that programs may read, or with :rw write, where they ask for NAME; may be repeated.",
+)
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How log lines look.")
 @json_option

@@ -23,6 +23,9 @@ def placement_options(given: dict[str, Any]) -> dict[str, Any]:
         "budget": given["max_cost"],
         "expected_task_s": given["task_seconds"],
         "coordination": given["coordination"],
+        "engine": given["engine"],
+        "isolation": given["isolation"],
+        "grants": given["grants"] or None,
         "on_unmet": "wait" if given["waits"] else None,
     }
 

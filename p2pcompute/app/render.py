@@ -153,6 +153,8 @@ def peer_columns(*, wide: bool = False) -> list[Column]:
             ("success", lambda row: _percent(row.get("success_rate")), "right"),
             ("mean time", lambda row: _time(row.get("mean_s")), "right"),
             ("per function", _functions, "left"),
+            ("engines", lambda row: ", ".join(row.get("engines") or []) or "-", "left"),
+            ("grants", lambda row: ", ".join(row.get("grants") or []) or "-", "left"),
             ("labels", lambda row: ", ".join(row.get("labels") or []) or "-", "left"),
             ("cost/h", lambda row: number(row.get("cost_per_hour"), 2), "right"),
             ("tier", lambda row: str(row.get("performance_tier") or "-"), "left"),

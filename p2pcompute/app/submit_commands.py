@@ -90,6 +90,19 @@ def _job_options(command: F) -> F:
             click.option(
                 "--label", "labels", metavar="TEXT", multiple=True, help="Only peers with this label; may be repeated."
             ),
+            click.option("--engine", metavar="NAME", help="What runs the tasks: python (default) or wasm-python."),
+            click.option(
+                "--isolation",
+                metavar="LEVEL",
+                help="How well peers must hold the tasks, at least: process, restricted, sandbox or wasm.",
+            ),
+            click.option(
+                "--grant",
+                "grants",
+                metavar="GRANT",
+                multiple=True,
+                help="What the tasks need of a peer's owner: network, network:HOST:PORT, gpu, processes, folder:NAME or folder:NAME:rw.",
+            ),
             click.option(
                 "--prefer",
                 "preferences",

@@ -39,6 +39,7 @@ from p2pcompute.execution.source import (
 )
 from p2pcompute.execution.values import ClassResolver, encode
 from p2pcompute.model import limits
+from p2pcompute.model.engine import NOTHING_DEMANDED, Demands, Engine
 from p2pcompute.model.errors import CannotShipError, NotSerializableError, ProtocolError
 from p2pcompute.model.ids import ProgramId
 from p2pcompute.wire.versions import PROGRAM
@@ -70,13 +71,17 @@ class Program:
         return self.classes
 
 
-def make_program(entries: Mapping[str, Callable[..., Any]]) -> Program:
-    """The program whose entries are these callables. Raises CannotShipError."""
-    return _Maker().make(entries)
+def make_program(
+    entries: Mapping[str, Callable[..., Any]], engine: Engine = Engine.PYTHON, demands: Demands = NOTHING_DEMANDED
+) -> Program:
+    """The program whose entries are these callables, for `engine`, which runs Python source. Raises CannotShipError."""
+    return _Maker(engine, demands).make(entries)
 
 
 class _Maker:
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine, demands: Demands) -> None:
+        self._engine = engine
+        self._demands = demands
         #: Modules, files and requirements.
         self._shipment = Shipment()
         self._codes: dict[str, dict[str, list[CodeType]]] = {}
@@ -119,6 +124,8 @@ class _Maker:
                 main=self._shipment.main,
                 python_minor=(sys.version_info.major, sys.version_info.minor) if self._pickled else None,
                 code=tuple((module, name, recipe) for (module, name), recipe in sorted(self._code.items())),
+                engine=self._engine,
+                demands=self._demands,
             )
         )
         if len(data) > limits.PROGRAM_BYTES_MAX:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 
 from p2pcompute.execution import process_tree
 from p2pcompute.execution import worker_protocol as protocol
+from p2pcompute.execution.engines.document import PLAIN, ProgramHead
 from p2pcompute.execution.launcher import DirectLauncher, Launcher, TemplateLauncher, can_fork
 from p2pcompute.execution.pool_channel import FrameChannel
 from p2pcompute.execution.pool_parts import make_worker
@@ -37,6 +39,7 @@ from p2pcompute.model.seams import Clock
 __all__ = ["PoolEvents", "PoolSettings", "ProgramKey", "TaskEnd", "TaskRun", "WorkerInfo", "WorkerPool"]
 
 T = TypeVar("T")
+
 
 #: How often busy workers are looked at: their memory, and output that they do not read themselves.
 INSPECT_S = 0.25
@@ -54,12 +57,15 @@ GONE_WAIT_S = 2.0
 class WorkerPool:
     """See the file's docstring. All methods belong to one event loop."""
 
-    def __init__(self, events: PoolEvents, clock: Clock, settings: PoolSettings) -> None:
+    def __init__(
+        self, events: PoolEvents, clock: Clock, settings: PoolSettings, numbers: Iterator[int] | None = None
+    ) -> None:
+        """`numbers`: what workers are called; pools that stand side by side share one."""
         self._events = events
         self._clock = clock
         self._settings = settings
         self._workers: dict[int, PoolWorker] = {}
-        self._next_number = 1
+        self._numbers = numbers if numbers is not None else itertools.count(1)
         #: The first launches; the template is missing from here once it keeps dying.
         self._launchers: list[Launcher] = []
         self._template: TemplateLauncher | None = None
@@ -124,17 +130,16 @@ class WorkerPool:
 
     # --- what the peer asks for
 
-    def spawn(self, key: ProgramKey, program: bytes, memory_bytes: int | None = None) -> int:
+    def spawn(self, key: ProgramKey, program: bytes, memory_bytes: int | None = None, head: ProgramHead = PLAIN) -> int:
         """Start a worker that serves `key`; its number. Tasks may be given at once.
 
-        `program`: the bundle; `memory_bytes`: address space, None for the pool's own limit, never more than that. Raises ResourceError
-        where the machine has no process, descriptor or disk left for it.
+        `program`: the bundle; `memory_bytes`: address space, None for the pool's own limit, never more than that; `head`: what the
+        program says of itself. Raises ResourceError where the machine has no process, descriptor or disk left for it.
         """
         if self._folder is None or not self._launchers:
             raise UsageError("the worker pool is not running: call start() first, and nothing after stop()")
         limits = [each for each in (memory_bytes, self._settings.memory_bytes) if each is not None]
-        number = self._next_number
-        self._next_number += 1
+        number = next(self._numbers)
         try:
             worker, connection, descriptors = make_worker(
                 number, key, self._folder, min(limits, default=None), self._clock.monotonic()
@@ -156,6 +161,7 @@ class WorkerPool:
             "memory_bytes": worker.memory_bytes,
             "open_files_max": self._settings.open_files_max,
             "nice": self._settings.nice,
+            "engine": head.engine.value,
         }
         worker.channel.send((protocol.LOAD, settings), program)
         launcher = self._launchers[0]

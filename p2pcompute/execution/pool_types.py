@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from p2pcompute.execution.engines.document import PLAIN, ProgramHead
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import BlobId, PeerId, ProgramId
@@ -86,6 +87,38 @@ class WorkerInfo:
     queued: int
     tasks_done: int
     started_at: float
+
+
+class Pool(Protocol):
+    """What runs tasks: worker processes, or what stands for them. Each attempt given to `run` comes back exactly once."""
+
+    @property
+    def workers(self) -> Mapping[int, WorkerInfo]:
+        """All workers by number, as they are now."""
+
+    def spawn(self, key: ProgramKey, program: bytes, memory_bytes: int | None = None, head: ProgramHead = PLAIN) -> int:
+        """Start a worker that serves `key`; its number. Raises ResourceError where there is no room for it.
+
+        `head`: what `program` says of itself; whoever calls has made sure that this pool offers it.
+        """
+
+    def run(self, worker: int, batch: Sequence[TaskRun]) -> None:
+        """Queue a batch on a worker, which runs it in order. Raises UsageError for a worker that is gone."""
+
+    def cancel(self, worker: int, tasks: Collection[tuple[int, int]]) -> None:
+        """Take back these (task, attempt): they end as CANCELLED, and one that runs is stopped."""
+
+    def retire(self, worker: int) -> None:
+        """Let a worker go, idle or not; what it has in hand comes back as unfinished."""
+
+    def supply(self, worker: int, blob: BlobId, data: bytes | bytearray | memoryview | None) -> None:
+        """Answer `blob_wanted`; None where nobody holds it."""
+
+    async def start(self) -> None:
+        """Be ready to take workers."""
+
+    async def stop(self) -> None:
+        """End every worker, hand back what they had, and clean up; bounded by a few seconds."""
 
 
 class PoolEvents(Protocol):

@@ -22,7 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from p2pcompute.execution.engines.document import DEMANDS, ENGINE
 from p2pcompute.model import limits
+from p2pcompute.model.engine import NOTHING_DEMANDED, Demands, Engine
 from p2pcompute.model.errors import ProtocolError
 from p2pcompute.wire.codec import Check, Inner, Many, Maybe, Raw, Row, Schema, Text, Truth, Whole, pack, unpack
 from p2pcompute.wire.versions import PROGRAM
@@ -42,6 +44,8 @@ class _RecipeCheck(Check):
 
 _RECIPE = _RecipeCheck()
 _NAME = Text(512)
+#: What runs Python source.
+_ENGINES = frozenset({Engine.PYTHON, Engine.WASM_PYTHON})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class Body:
     python_minor: Annotated[tuple[int, ...] | None, Maybe(Many(Whole(0, 255), 2))] = None
     #: Functions and modules that importing does not make, such as those under a main guard: (module, name, recipe).
     code: Annotated[tuple[tuple[str, str, list[Any]], ...], Many(Row((_NAME, _NAME, _RECIPE)), 10_000)] = ()
+    engine: Annotated[Engine, ENGINE] = Engine.PYTHON
+    demands: Annotated[Demands, DEMANDS] = NOTHING_DEMANDED
     unknown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,6 +116,8 @@ def open_program(data: bytes | bytearray | memoryview) -> Body:
         raise ProtocolError(
             f"a program of version {body.version}, this peer reads version {PROGRAM}: upgrade the older one"
         )
+    if body.engine not in _ENGINES:
+        raise ProtocolError(f"Python source for the engine {body.engine}")
     for module in body.modules:
         if not all(part.isidentifier() for part in module.name.split(".")):
             raise ProtocolError(f"{module.name[:80]!r} cannot be the name of a module")

@@ -22,12 +22,13 @@ from typing import Any, NoReturn
 
 from p2pcompute.execution import resources, task
 from p2pcompute.execution import worker_protocol as protocol
+from p2pcompute.execution.engines.worker_programs import RunsTasks, load_for
 from p2pcompute.execution.loader import ProgramLoadError
 from p2pcompute.execution.values import Handle
 from p2pcompute.execution.worker_handles import KEPT_BYTES_MAX
 from p2pcompute.execution.worker_output import STDERR, STDOUT, OutputCapture
-from p2pcompute.execution.worker_program import WorkerProgram
 from p2pcompute.execution.worker_reports import Helper, Reports, end_process_group
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import BlobMissingError
 from p2pcompute.model.job import Outcome
 
@@ -67,6 +68,7 @@ class WorkerSettings:
     memory_bytes: int | None
     open_files_max: int
     nice: int
+    engine: str = Engine.PYTHON
 
 
 class Worker:
@@ -80,7 +82,7 @@ class Worker:
         self._output = OutputCapture(descriptors.out_read, descriptors.err_read, self._page.note_drain)
         self._reports = Reports(self._connection, self._output, self._page)
         self._helper = Helper(self._reports, self._output, descriptors.lifeline)
-        self._program: WorkerProgram | None = None
+        self._program: RunsTasks | None = None
         #: What came to be loaded and is not yet: loading may itself receive.
         self._to_load: tuple[WorkerSettings, bytearray] | None = None
         #: (serial, entry, arguments or None where memory does not hold them), in the order they came.
@@ -231,7 +233,7 @@ class Worker:
         task.install_reporter(self._reports.report_progress)
         try:
             share = KEPT_BYTES_MAX if settings.memory_bytes is None else settings.memory_bytes // _MEMORY_PER_KEPT
-            self._program = WorkerProgram(program, self._fetch, min(share, KEPT_BYTES_MAX))
+            self._program = load_for(Engine(settings.engine), program, self._fetch, min(share, KEPT_BYTES_MAX))
         except ProgramLoadError as error:
             self._output.end()
             self._reports.send(protocol.FAILED, error.reason, error.module, error.text)

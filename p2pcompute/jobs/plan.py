@@ -44,6 +44,8 @@ class Facts:
     fiedler_score: float = 0.0
     community: int | None = None
     gives_back: bool = False
+    engines: tuple[str, ...] = ()
+    grants: tuple[str, ...] = ()
     leads: bool = False
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from p2pcompute.jobs.plan import Candidate
 from p2pcompute.model.capability import Capability, cpu_score, gpu_score, memory_score
+from p2pcompute.model.engine import is_granted
 from p2pcompute.model.ids import PeerId, short_peer_id
 from p2pcompute.model.requirement import ISOLATIONS, TIERS, Kind, Requirement, Value
 
@@ -48,6 +49,8 @@ def meets(requirement: Requirement, peer: Candidate) -> bool:
     wanted, compare = requirement.value, requirement.operator
     if requirement.kind is Kind.LABEL:
         return _has_label(peer.facts.labels, str(wanted)) is (compare == "==")
+    if requirement.kind is Kind.MEMBER:
+        return _has_member(requirement.name, str(wanted), peer) is (compare == "==")
     value = value_of(requirement, peer)
     if value is None:
         return False
@@ -82,7 +85,7 @@ def value_of(requirement: Requirement, peer: Candidate) -> Value | None:
             return _version(facts.python)
         case "platform":
             return facts.platform.lower() or None
-        case "label":
+        case "label" | "engine" | "grant":
             return None
         case "name":
             return facts.name.lower()
@@ -110,6 +113,9 @@ def shown(requirement: Requirement, peer: Candidate) -> str:
     """What `peer` has of it, as people write it."""
     if requirement.kind is Kind.LABEL:
         return f"labels {', '.join(peer.facts.labels)}" if peer.facts.labels else "no labels"
+    if requirement.kind is Kind.MEMBER:
+        has = peer.facts.engines if requirement.name == "engine" else peer.facts.grants
+        return f"{requirement.name}s {', '.join(has)}" if has else f"no {requirement.name}s"
     value = value_of(requirement, peer)
     if value is None:
         return f"no {requirement.name} that it tells of"
@@ -195,6 +201,10 @@ def _of_hardware(name: str, capability: Capability) -> Value | None:
 
 def _has_label(labels: Sequence[str], wanted: str) -> bool:
     return any(label == wanted or ("=" not in wanted and label.startswith(f"{wanted}=")) for label in labels)
+
+
+def _has_member(name: str, wanted: str, peer: Candidate) -> bool:
+    return wanted in peer.facts.engines if name == "engine" else is_granted(wanted, peer.facts.grants)
 
 
 def _place(name: str, ranks: Sequence[str]) -> float | None:

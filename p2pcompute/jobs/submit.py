@@ -12,9 +12,11 @@ from dataclasses import fields
 from typing import TypeVar
 
 from p2pcompute.jobs.strategies import NAMES, check_names
+from p2pcompute.model.engine import Engine, grants_of
 from p2pcompute.model.errors import UnknownNameError, UsageError
 from p2pcompute.model.ids import JobId, ProgramId
 from p2pcompute.model.job import Aggregation, JobOptions, JobSpec, OnError
+from p2pcompute.model.peer import Isolation
 from p2pcompute.model.placement import Coordination, OnUnmet, Target, TaskType, budget_of, member_of, preferences_of
 from p2pcompute.model.requirement import requirements_of
 
@@ -79,6 +81,9 @@ def options_document(options: JobOptions) -> dict[str, object]:
         "optimization_target": options.optimization_target.value,
         "cache_ttl_s": options.cache_ttl_s,
         "coordination": options.coordination.value,
+        "engine": None if options.engine is None else options.engine.value,
+        "isolation": None if options.isolation is None else options.isolation.value,
+        "grants": list(options.grants),
     }
 
 
@@ -180,6 +185,18 @@ def _coordination(name: str, value: object) -> Coordination:
     return Coordination.parse(value)
 
 
+def _engine(name: str, value: object) -> Engine:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "the name of an engine, such as 'python' or 'wasm-python'")
+    return member_of(Engine, "engine", value)
+
+
+def _isolation(name: str, value: object) -> Isolation:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "'process', 'restricted', 'sandbox' or 'wasm'")
+    return member_of(Isolation, "isolation", value)
+
+
 def _on_unmet(name: str, value: object) -> OnUnmet:
     if not isinstance(value, str):
         raise _wrong(name, value, "'fail' or 'wait'")
@@ -212,6 +229,9 @@ _PARSERS: Mapping[str, Callable[[str, object], object]] = {
     "optimization_target": _target,
     "cache_ttl_s": _or_none(_seconds),
     "coordination": _coordination,
+    "engine": _or_none(_engine),
+    "isolation": _or_none(_isolation),
+    "grants": lambda name, value: grants_of(value),
     # Whether it is one, the options themselves see.
     "balancer": lambda name, value: value,
 }

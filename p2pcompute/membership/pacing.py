@@ -195,7 +195,7 @@ def offers_differ(told: PeerRecord, new: PeerRecord) -> bool:
         for name in (
             "name", "addresses", "slots", "roles", "isolation", "functions", "labels", "leaving", "protocol", "reach", "relays",
             "leads",
-            "cost_per_hour", "performance_tier",
+            "cost_per_hour", "performance_tier", "engines", "grants",
         )
     )  # fmt: skip
 

@@ -7,11 +7,14 @@ of `jobs/` handle numbers of tasks in batches; payloads, encoded by `execution/v
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from p2pcompute.model import limits
+from p2pcompute.model.engine import Demands, Engine, grants_of
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, TaskIndex
+from p2pcompute.model.peer import Isolation
 from p2pcompute.model.placement import (
     NO_PREFERENCES,
     STRATEGY_DEFAULT,
@@ -66,7 +69,9 @@ class JobOptions:
     or overloaded. `balancer`: the submitter's own strategy (`jobs/strategies/custom.py`), only in the peer's own process; None: none.
     `optimization_target`: what `smart_adaptive` makes small. `cache_ttl_s`: answers to equal calls are used again that are younger than
     this, only where results stand alone (aggregation none); None: every call is computed. `coordination`: whether key nodes of
-    other communities dispatch there (`jobs/coordinating.py` says for which jobs).
+    other communities dispatch there (`jobs/coordinating.py` says for which jobs). `engine`: what runs the tasks, None for what the network's
+    kind suggests; `isolation`: how well they must be held, at least; `grants`: what they need of a peer's owner (`model/engine.py`). All
+    three are demands of the program as well, and become requirements here.
     """
 
     timeout_s: float | None = None
@@ -89,6 +94,9 @@ class JobOptions:
     optimization_target: Target = Target.LATENCY
     cache_ttl_s: float | None = None
     coordination: Coordination = Coordination.AUTO
+    engine: Engine | None = None
+    isolation: Isolation | None = None
+    grants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, none in (
@@ -115,7 +123,27 @@ class JobOptions:
         object.__setattr__(self, "optimization_target", Target.parse(self.optimization_target))
         object.__setattr__(self, "coordination", Coordination.parse(self.coordination))
         # Whoever writes them by hand gives a mapping.
-        object.__setattr__(self, "requirements", requirements_of(self.requirements))
+        if self.engine is not None:
+            object.__setattr__(self, "engine", member_of(Engine, "engine", self.engine))
+        if self.isolation is not None:
+            object.__setattr__(self, "isolation", member_of(Isolation, "isolation", self.isolation))
+        object.__setattr__(self, "grants", grants_of(self.grants))
+        object.__setattr__(
+            self, "requirements", requirements_of((*requirements_of(self.requirements), *self._implied()))
+        )
+
+    @property
+    def demands(self) -> Demands:
+        """What its program demands."""
+        return Demands(self.isolation, self.grants)
+
+    def _implied(self) -> Iterator[str]:
+        if self.engine is not None and self.engine is not Engine.PYTHON:
+            yield f"engine == {self.engine}"
+        if self.isolation is not None:
+            yield f"isolation >= {self.isolation}"
+        for grant in self.grants:
+            yield f"grant == {grant}"
 
 
 class Outcome(enum.IntEnum):

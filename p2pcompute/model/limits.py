@@ -48,6 +48,13 @@ DECODE_ITEMS_MAX = 65_536
 TEXT_CHARS_MAX = 256
 #: One label of a peer: a name and a value; thirty of them still leave room in a record.
 LABEL_CHARS_MAX = 128
+#: The name of an engine, and how many a peer may have; five exist.
+ENGINE_CHARS_MAX = 32
+ENGINES_MAX = 16
+#: One grant: the longest is an address with a host name of 253 characters.
+GRANT_CHARS_MAX = 280
+#: Grants of one peer, or that one program asks for; a dozen folders are many.
+GRANTS_MAX = 32
 #: Tracebacks and error messages that come back from a peer.
 TRACEBACK_CHARS_MAX = 20_000
 #: A signed record; about 600 bytes are used, the rest is room for unknown fields of later versions.

@@ -28,9 +28,19 @@ DEFAULT_ROLES = frozenset({Role.SUBMIT, Role.COMPUTE})
 class Isolation(enum.StrEnum):
     """How a peer holds other people's code, weakest first."""
 
+    #: A process with limits, nothing more.
     PROCESS = "process"
+    #: An ordinary process that has given up rights: Landlock and seccomp.
+    RESTRICTED = "restricted"
+    #: Namespaces of its own, or a container: nothing of the machine is in sight that was not put there.
     SANDBOX = "sandbox"
+    #: No machine at all: WebAssembly.
     WASM = "wasm"
+
+    @property
+    def rank(self) -> int:
+        """From 0, the weakest."""
+        return tuple(Isolation).index(self)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -156,6 +166,10 @@ class PeerRecord:
     cost_per_hour: float = 0.0
     #: One of `model.requirement.TIERS`: what the owner promises.
     performance_tier: str = TIER_DEFAULT
+    #: Names of `model.engine.Engine` that it runs; of a later version also others.
+    engines: tuple[str, ...] = ("python",)
+    #: What its owner grants to programs that ask, as `model.engine` writes it.
+    grants: tuple[str, ...] = ()
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property

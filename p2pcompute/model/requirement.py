@@ -34,6 +34,8 @@ class Kind(enum.Enum):
     PART = "a part of a text"
     #: Compared without case, as a whole.
     TEXT = "a text"
+    #: One of the things that a peer has several of, by its whole name.
+    MEMBER = "a name"
     #: A label of the peer: "zone=lab", or "zone" for any value of it.
     LABEL = "a label"
 
@@ -43,7 +45,7 @@ TIERS = ("basic", "standard", "premium")
 #: The tier of a peer whose owner says nothing.
 TIER_DEFAULT = "standard"
 #: How a peer holds other people's code, weakest first, as in `model.peer.Isolation`.
-ISOLATIONS = ("process", "sandbox", "wasm")
+ISOLATIONS = ("process", "restricted", "sandbox", "wasm")
 
 #: What may be demanded, with an example of a right value.
 NAMES: Mapping[str, tuple[Kind, str]] = {
@@ -67,6 +69,8 @@ NAMES: Mapping[str, tuple[Kind, str]] = {
     "python": (Kind.VERSION, ">=3.12"),
     "platform": (Kind.PART, "linux"),
     "isolation": (Kind.RANK, ">=sandbox"),
+    "engine": (Kind.MEMBER, "wasm"),
+    "grant": (Kind.MEMBER, "folder:data"),
     "name": (Kind.TEXT, "kitchen"),
     "label": (Kind.LABEL, "zone=lab"),
 }
@@ -94,7 +98,7 @@ _UNITS: Mapping[Kind, Mapping[str, float]] = {
     Kind.RATE: {"kbps": 1e-3, "Mbps": 1.0, "Gbps": 1e3},
 }
 _NUMERIC = frozenset({Kind.BYTES, Kind.COUNT, Kind.FREQUENCY, Kind.DURATION, Kind.RATE, Kind.NUMBER})
-_EQUAL_ONLY = frozenset({Kind.PART, Kind.TEXT, Kind.LABEL})
+_EQUAL_ONLY = frozenset({Kind.PART, Kind.TEXT, Kind.MEMBER, Kind.LABEL})
 #: What is better smaller: a value alone means at most so much.
 _AT_MOST = frozenset({"load", "latency", "cost_per_hour"})
 _OPERATORS = (">=", "<=", "==", "!=", ">", "<", "=")
@@ -229,7 +233,7 @@ def _condition(given: str, name: str, unit: str, text: str) -> Requirement:
         if value.lower() not in ranks:
             raise UnknownNameError(f"value of {given}", value, ranks)
         return Requirement(name, operator, float(ranks.index(value.lower())), value.lower())
-    return Requirement(name, operator, value.lower(), value)
+    return Requirement(name, operator, value if kind is Kind.MEMBER else value.lower(), value)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pcompute.model import limits
+from p2pcompute.model.engine import Engine, grants_of
 from p2pcompute.model.errors import ConfigError, UnknownNameError, UsageError
 from p2pcompute.model.peer import Address
 from p2pcompute.model.requirement import TIER_DEFAULT, TIERS
@@ -31,6 +32,8 @@ CONFIG_FILE = "config.toml"
 BOOTSTRAP_FILE = "bootstrap.txt"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("console", "json")
+#: What an owner may ask for; WebAssembly is an engine of its own.
+ISOLATIONS_ASKED = ("auto", "process", "restricted", "sandbox")
 TIMINGS = ("auto", "lan", "wan", "test")
 LABELS_MAX = 32
 NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -41,6 +44,32 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 def own_name() -> str:
     """The name of this machine: what a peer is called that is given no name."""
     return socket.gethostname().partition(".")[0][: limits.TEXT_CHARS_MAX] or "peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of the owner's that programs may ask for by `name`."""
+
+    name: str
+    path: Path
+    writable: bool = False
+
+    @property
+    def grant(self) -> str:
+        """As programs ask for it and records offer it."""
+        return f"folder:{self.name}:rw" if self.writable else f"folder:{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Folder:
+        """`NAME=PATH` or `NAME=PATH:rw`. Raises UsageError."""
+        name, equals, path = text.partition("=")
+        writable = path.endswith(":rw")
+        place = Path(path.removesuffix(":rw")).expanduser()
+        if not equals or not place.is_absolute():
+            raise UsageError(f"{text!r} is no folder: write NAME=PATH or NAME=PATH:rw with an absolute path")
+        folder = cls(name.strip(), place, writable)
+        grants_of([folder.grant])
+        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +107,15 @@ class PeerConfig:
     cost_per_hour: float = 0.0
     #: What this peer's owner promises of it: "basic", "standard" or "premium".
     performance_tier: str = TIER_DEFAULT
+    #: How well other people's code must be held here: "auto" (as well as this machine can), or "process", "restricted" or "sandbox",
+    #: at least; where that cannot be, the peer does not start.
+    isolation: str = "auto"
+    #: Engines that are offered, of those that work here; empty: all of them.
+    engines: tuple[str, ...] = ()
+    #: What programs are granted that ask for it: "network", "network:HOST:PORT", "gpu", "processes".
+    grants: tuple[str, ...] = ()
+    #: Folders that programs are granted that ask for them, `NAME=PATH`, or `NAME=PATH:rw` where they may write.
+    folders: tuple[Folder, ...] = ()
     #: Number of the instance folder to use, from 1; None: the first one that no running peer uses.
     instance: int | None = None
     #: Least severe log line that is written to stderr.
@@ -282,6 +320,29 @@ def _labels(value: object) -> tuple[str, ...]:
     return labels
 
 
+def _engines(value: object) -> tuple[str, ...]:
+    valid = tuple(Engine)
+    named = dict.fromkeys(member.lower() for member in _members(value))
+    for name in named:
+        if name not in valid:
+            raise ValueError(f"{name!r} is no engine: write some of {', '.join(valid)}")
+    return tuple(engine.value for engine in valid if engine in named)
+
+
+def _grants(value: object) -> tuple[str, ...]:
+    grants = grants_of(_members(value))
+    if any(grant.startswith("folder:") for grant in grants):
+        raise ValueError('name folders and where they are with folders = ["NAME=PATH"]')
+    return grants
+
+
+def _folders(value: object) -> tuple[Folder, ...]:
+    found = [Folder.parse(member) for member in _members(value)]
+    if len({folder.name for folder in found}) != len(found):
+        raise ValueError("two folders have one name")
+    return tuple(found)
+
+
 def _one_of(valid: tuple[str, ...]) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if not isinstance(value, str) or value.lower() not in valid:
@@ -307,6 +368,10 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "labels": _labels,
     "cost_per_hour": _cost,
     "performance_tier": _one_of(TIERS),
+    "isolation": _one_of(ISOLATIONS_ASKED),
+    "engines": _engines,
+    "grants": _grants,
+    "folders": _folders,
     "instance": _whole(1, 9_999),
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),

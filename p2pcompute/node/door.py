@@ -18,6 +18,7 @@ from p2pcompute.execution.bundle import Program, make_program
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy, decode, encode
 from p2pcompute.jobs.submit import check_options, options_of
 from p2pcompute.model import limits
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import NotSerializableError, TaskTimeoutError, UsageError
 from p2pcompute.model.ids import JOB_ID_BYTES, BlobId, JobId, ProgramId, format_job_id
 from p2pcompute.model.job import Aggregation, JobOptions, JobProgress, JobSpec, OnError, Outcome
@@ -63,8 +64,8 @@ class Door(abc.ABC):
     def __init__(self, entropy: Entropy, pickles: PicklePolicy = REFUSE) -> None:
         self._entropy = entropy
         self._pickles = pickles
-        #: Programs by the identity of their functions; the functions are held so that an identity is not used again.
-        self._programs: dict[tuple[int, ...], tuple[tuple[Callable[..., Any], ...], Program]] = {}
+        #: Programs by engine, demands and the identity of their functions; the functions are held so that an identity is not used again.
+        self._programs: dict[tuple[object, ...], tuple[tuple[Callable[..., Any], ...], Program]] = {}
         #: Open sessions by program and options, least recently used first.
         self._sessions: dict[tuple[ProgramId, JobOptions], Session] = {}
 
@@ -105,7 +106,7 @@ class Door(abc.ABC):
     ) -> Any:
         """`submit` with options."""
         await self._ready()
-        program = self._program({"call": function})
+        program = self._program({"call": function}, options or JobOptions())
         # A session outlives its calls: one that fails must not end the others.
         limit_s = options.job_timeout_s if options is not None else None
         chosen = dataclasses.replace(
@@ -163,7 +164,7 @@ class Door(abc.ABC):
         """
         await self._ready()
         chosen = _options(options, named_options)
-        program = self._program({"map": function})
+        program = self._program({"map": function}, chosen)
         reading = _Reading()
         spec = self._spec(program, name or _name_of(function), Aggregation.NONE, chosen, inputs)
         stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, program, reading))
@@ -226,7 +227,7 @@ class Door(abc.ABC):
         entries: dict[str, Callable[..., Any]] = {"map": function}
         if reduce is not None:
             entries["reduce"] = reduce
-        program = self._program(entries)
+        program = self._program(entries, chosen)
         reading = _Reading()
         spec = self._spec(program, name or _name_of(function), kind, chosen, inputs)
         given = tuple(float(weight) for weight in weights) if weights is not None else None
@@ -279,11 +280,12 @@ class Door(abc.ABC):
 
     # --- inner ----------------------------------------------------------------------------------------------------------
 
-    def _program(self, entries: dict[str, Callable[..., Any]]) -> Program:
-        key = tuple(id(function) for function in entries.values())
+    def _program(self, entries: dict[str, Callable[..., Any]], options: JobOptions) -> Program:
+        engine = options.engine or Engine.PYTHON
+        key = (engine, options.demands, *(id(function) for function in entries.values()))
         known = self._programs.pop(key, None)
         if known is None:
-            known = (tuple(entries.values()), make_program(entries))
+            known = (tuple(entries.values()), make_program(entries, engine, options.demands))
         if not known[1].is_settled:
             # A global or a closure that changed between two calls must be seen: the program is made anew each time.
             return known[1]

@@ -105,5 +105,7 @@ def _facts(record: PeerRecord, place: Place, *, is_suspect: bool, bandwidth_mbps
         fiedler_score=place.fiedler_score,
         community=place.community,
         gives_back=record.protocol >= RECALL_PROTOCOL,
+        engines=record.engines,
+        grants=record.grants,
         leads=record.leads,
     )

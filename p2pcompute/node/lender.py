@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
 
-from p2pcompute.execution.loader import missing_requirements
-from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun, WorkerPool
+from p2pcompute.execution.engines.document import head_of
+from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun
+from p2pcompute.execution.pool_types import Pool
 from p2pcompute.jobs import lend
 from p2pcompute.membership.rate import TokenBucket
 from p2pcompute.model import limits
@@ -28,12 +29,12 @@ from p2pcompute.model.errors import (
 )
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, format_job_id, short_peer_id
 from p2pcompute.model.job import Outcome, Payload
-from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock, Offload
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.delegations import FENCED, MAY_SUBMIT, DelegatedShare, Delegations, Refusal
 from p2pcompute.node.driver import Pump
 from p2pcompute.node.handles import Handles
+from p2pcompute.node.offers import Offers, missing_in
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.membership import Trust
@@ -94,7 +95,7 @@ class Lender:
         log: FilteringBoundLogger,
         *,
         slots: int,
-        isolation: Isolation,
+        offers: Offers,
         trust: Callable[[], Trust],
     ) -> None:
         self._store = store
@@ -102,10 +103,10 @@ class Lender:
         self._clock = clock
         self._offload = offload
         self._log = log
-        self._isolation = isolation
+        self._offers = offers
         self.slots = slots
         #: Set by `start`.
-        self._pool: WorkerPool | None = None
+        self._pool: Pool | None = None
         #: Open jobs by (sender, job): an origin, or a coordinator, which sends for others.
         self._jobs: dict[tuple[PeerId, JobId], LentJob] = {}
         #: Newest channel to each sender.
@@ -145,12 +146,12 @@ class Lender:
             clock,
         )
 
-    def start(self, pool: WorkerPool) -> None:
+    def start(self, pool: Pool) -> None:
         """Use `pool`, which has been started."""
         self._pool = pool
 
     @property
-    def pool(self) -> WorkerPool:
+    def pool(self) -> Pool:
         """The workers; only after `start`."""
         assert self._pool is not None, "the lender has not been started"
         return self._pool
@@ -281,7 +282,9 @@ class Lender:
                 data = await job.channel.fetch(program, job.open.program_bytes)
                 self._store.put(data, key, program)
             content = self._program(ProgramId(program))
-            missing = await self._offload.run(lambda: missing_requirements(content))
+            head = head_of(content)
+            lack = self._offers.lack(head)
+            missing = () if lack is not None else await self._offload.run(lambda: missing_in(head, content))
         except (ResourceError, OSError) as error:
             # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
             self._given_up(key, job)
@@ -293,6 +296,10 @@ class Lender:
             return
         if self._jobs.get(key) is not job:
             self._store.release(program, key)
+            return
+        if lack is not None:
+            self._forget(key)
+            self._refuse(job.channel, job.open.job, lack.reason, lack.text)
             return
         if missing:
             self._forget(key)
@@ -314,7 +321,7 @@ class Lender:
         )
 
     def _accept(self, job: LentJob) -> None:
-        self._send(job.channel, JobAccept(job.open.job, self._isolation))
+        self._send(job.channel, JobAccept(job.open.job, self._offers.isolation))
         granted = self._granted.get(job.borrower)
         if granted is not None:
             # The machine says changes only, and an origin that lost its link has forgotten its grant.
@@ -522,7 +529,8 @@ class Lender:
     def _spawn(self, effect: lend.SpawnWorker) -> None:
         try:
             program = self._program(effect.program)
-            worker = self.pool.spawn(ProgramKey(effect.origin, effect.program), program, effect.memory_bytes)
+            key = ProgramKey(effect.origin, effect.program)
+            worker = self.pool.spawn(key, program, effect.memory_bytes, head_of(program))
         except (P2PComputeError, OSError) as error:
             self._log.warning("no worker started", peer=short_peer_id(effect.origin), cause=str(error))
             # To the machine, a worker that went before it was ready: after a few in a row it refuses the job.

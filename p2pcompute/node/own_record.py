@@ -50,6 +50,8 @@ class Identity:
     version: str
     cost_per_hour: float = 0.0
     performance_tier: str = TIER_DEFAULT
+    engines: tuple[str, ...] = ("python",)
+    grants: tuple[str, ...] = ()
 
 
 class OwnRecord:
@@ -99,6 +101,8 @@ class OwnRecord:
             protocol=PROTOCOL,
             cost_per_hour=identity.cost_per_hour,
             performance_tier=identity.performance_tier,
+            engines=identity.engines,
+            grants=identity.grants,
         )
         #: What was last told, before anything was left out for its size.
         self._told = self._wanted

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute import __version__
-from p2pcompute.execution.pool import PoolSettings, WorkerPool
-from p2pcompute.execution.probes import HardwareProbe, isolation
+from p2pcompute.execution.probes import HardwareProbe
 from p2pcompute.execution.values import Handle
 from p2pcompute.jobs.health import Health
 from p2pcompute.jobs.plan import NOWHERE, Place
@@ -42,6 +41,7 @@ from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
+from p2pcompute.node.offers import offers_of, workshop_of
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
@@ -156,6 +156,7 @@ class Peer(Door):
         await self._supervisor.start()
         stack.push_async_callback(self._supervisor.stop)
 
+        self._offers = offers_of(self.config)
         self._probe = HardwareProbe(self._clock)
         capability = self._probe.sample()
         slots = capability.cores if self.config.slots is None else self.config.slots
@@ -166,7 +167,9 @@ class Peer(Door):
                 name=self._name(),
                 slots=slots,
                 roles=membership.roles,
-                isolation=isolation(),
+                isolation=self._offers.isolation,
+                engines=tuple(engine.value for engine in self._offers.engines),
+                grants=self._offers.grants,
                 labels=self.config.labels,
                 version=__version__,
                 cost_per_hour=self.config.cost_per_hour,
@@ -212,15 +215,15 @@ class Peer(Door):
             self._offload,
             self._log,
             slots=slots,
-            isolation=isolation(),
+            offers=self._offers,
             trust=lambda: self.identity.trust,
         )
-        pool = WorkerPool(self.lender, self._clock, PoolSettings(memory_bytes=self.config.memory_bytes))
+        workshop = workshop_of(self.lender, self._clock, self.config)
         if slots:
-            await pool.start()
-            stack.push_async_callback(pool.stop)
+            await workshop.start()
+            stack.push_async_callback(workshop.stop)
         stack.callback(self.lender.stop)
-        self.lender.start(pool)
+        self.lender.start(workshop)
         self.coordinator = Coordinator(self._blobs, self._supervisor, self._clock, self._log, self.records.registry)
         stack.callback(self.coordinator.stop)
         self.community = Community(self.peer_id, self._blobs, self.exchange, self.origin, self.coordinator, self.lender)

@@ -100,6 +100,8 @@ def peer_row(
         "python": record.python,
         "platform": record.platform,
         "isolation": record.isolation.value,
+        "engines": list(record.engines),
+        "grants": list(record.grants),
         "roles": sorted(role.value for role in record.roles),
         "labels": list(record.labels),
         "cost_per_hour": record.cost_per_hour,

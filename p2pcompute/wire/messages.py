@@ -27,6 +27,7 @@ from p2pcompute.wire.codec import (
     Truth,
     Whole,
 )
+from p2pcompute.wire.record import isolation_of
 
 _JOB = Raw(JOB_ID_BYTES, JOB_ID_BYTES)
 _BLOB = Raw(BLOB_ID_BYTES, BLOB_ID_BYTES)
@@ -196,14 +197,14 @@ class JobAccept(Message):
 
     kind: ClassVar[int] = 21
     job: Annotated[bytes, _JOB]
-    isolation: Annotated[Isolation, Converted(Text(32), Isolation, str)] = Isolation.PROCESS
+    isolation: Annotated[Isolation, Converted(Text(32), isolation_of, str)] = Isolation.PROCESS
 
 
 @dataclass(frozen=True, slots=True)
 class JobRefuse(Message):
     """Lender to origin: not here, or not any more. `module`: the one that is missing.
 
-    `reason`: "role", "module", "bundle", "busy", "none-lent"; to a coordinator also "delegation" (what the origin signed does not
+    `reason`: "role", "module", "bundle", "busy", "none-lent", "engine", "isolation" and "grant" (the program demands what this peer does not offer); to a coordinator also "delegation" (what the origin signed does not
     hold, or not for this) and "fenced" (the origin has given the work to another coordinator since).
     """
 

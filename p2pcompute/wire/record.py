@@ -129,6 +129,11 @@ def _reach(name: str) -> Reach:
     return Reach(name) if name in set(Reach) else Reach.UNKNOWN
 
 
+def isolation_of(name: str) -> Isolation:
+    """The isolation of that name; of one of a later version nothing is believed."""
+    return Isolation(name) if name in set(Isolation) else Isolation.PROCESS
+
+
 def _tier(name: str) -> str:
     # A tier of a later version promises nothing that this one could compare.
     return name if name in TIERS else TIER_DEFAULT
@@ -158,7 +163,7 @@ class _Body:
     roles: Annotated[
         frozenset[Role], Converted(Many(Text(32), 16), _roles, lambda roles: sorted(role.value for role in roles))
     ]
-    isolation: Annotated[Isolation, Converted(Text(32), Isolation, str)]
+    isolation: Annotated[Isolation, Converted(Text(32), isolation_of, str)]
     python: Annotated[str, Text(32)]
     platform: Annotated[str, Text(64)]
     version: Annotated[str, Text(32)]
@@ -189,6 +194,8 @@ class _Body:
     leads: Annotated[bool, Truth()] = False
     cost_per_hour: Annotated[float, Real(0, limits.COST_PER_HOUR_MAX)] = 0.0
     performance_tier: Annotated[str, Converted(Text(32), _tier, str)] = TIER_DEFAULT
+    engines: Annotated[tuple[str, ...], Many(Text(limits.ENGINE_CHARS_MAX), limits.ENGINES_MAX)] = ("python",)
+    grants: Annotated[tuple[str, ...], Many(Text(limits.GRANT_CHARS_MAX), limits.GRANTS_MAX)] = ()
     unknown: dict[str, Any] = field(default_factory=dict)
 
 

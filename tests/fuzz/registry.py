@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from p2pcompute.execution import loader, pickles, program, values, worker_protocol
+from p2pcompute.execution.engines import document
 from p2pcompute.model.errors import (
     AdmissionError,
     CorruptFileError,
@@ -391,6 +392,7 @@ DECODERS: dict[str, Decoder] = {
     "p2pcompute.execution.values.decode_failure": Decoder(
         values.decode_failure, ws.failures, (ProtocolError, ResultRefusedError)
     ),
+    "p2pcompute.execution.engines.document.head_of": Decoder(document.head_of, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.program.open_program": Decoder(program.open_program, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.program.program_entries": Decoder(program.program_entries, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.loader.missing_requirements": Decoder(

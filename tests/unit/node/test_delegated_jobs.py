@@ -15,10 +15,11 @@ from p2pcompute.jobs.lend import Forget
 from p2pcompute.model import limits
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, borrower_id_of
 from p2pcompute.model.job import Outcome, Payload
-from p2pcompute.model.peer import Isolation, Role
+from p2pcompute.model.peer import Role
 from p2pcompute.node.delegations import DelegatedShare, Delegations, Refusal
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
+from p2pcompute.node.offers import Offers
 from p2pcompute.node.seams import SystemClock, ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
@@ -34,7 +35,7 @@ ANNA, BERT, LENDER = (make_member(NETWORK, name) for name in ("anna", "bert", "l
 GUEST = make_member(NETWORK, "guest", roles=frozenset({Role.COMPUTE}))
 FIRST, SECOND = PeerId(b"1" * 32), PeerId(b"2" * 32)
 SHARE, OTHER = JobId(b"s" * 12), JobId(b"t" * 12)
-PROGRAM = b"a program"
+PROGRAM = b"\x80"  # a map
 MANIFEST = Manifest(
     JobId(b"j" * 12), NETWORK.network, ProgramId(blob_id_of(PROGRAM)), len(PROGRAM), 5, 2.0, None, NOW + 3_600
 )
@@ -117,14 +118,14 @@ def opened(
 
 
 def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any, slots: int = 4) -> None:
-    monkeypatch.setattr("p2pcompute.node.lender.missing_requirements", lambda _: ())
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: ())
 
     async def main() -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
         supervisor = Supervisor(log)
         await supervisor.start()
         lender = Lender(
-            store, supervisor, SystemClock(), offload, log, slots=slots, isolation=Isolation.PROCESS, trust=LENDER.trust
+            store, supervisor, SystemClock(), offload, log, slots=slots, offers=Offers(), trust=LENDER.trust
         )
         pool = FakePool()
         lender.start(pool)  # type: ignore[arg-type]
@@ -371,7 +372,7 @@ def test_a_borrower_is_known_while_a_share_is_prepared_and_no_longer(
         lender._forget_borrower(Forget(borrower_id_of(ANNA.key.peer_id, FIRST)))
         await until(lambda: channel.heard(Grant), "slots were granted", 5)
         assert channel.heard(Grant) == [Grant(4, ANNA.key.peer_id)]
-        monkeypatch.setattr("p2pcompute.node.lender.missing_requirements", lambda _: (Missing("numpy"),))
+        monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: (Missing("numpy"),))
         lender.message(channel, opened(origin=BERT, share=OTHER))
         await until(lambda: channel.refused == [(OTHER, "module")], "the program does not run here", 5)
         assert list(lender._coordinated.values()) == [(FIRST, ANNA.key.peer_id)]

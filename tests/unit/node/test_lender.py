@@ -11,9 +11,10 @@ import pytest
 from p2pcompute.model.errors import LinkClosedError
 from p2pcompute.model.ids import BlobId, PeerId
 from p2pcompute.model.job import Outcome, Payload
-from p2pcompute.model.peer import Isolation, Role
+from p2pcompute.model.peer import Role
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
+from p2pcompute.node.offers import Offers
 from p2pcompute.node.seams import SystemClock, ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
@@ -24,7 +25,7 @@ from tests.support.peers import until
 LENDER = make_member(make_network(), "lender")
 ORIGIN = PeerId(b"o" * 32)
 JOB = b"j" * 16
-PROGRAM = b"a program"
+PROGRAM = b"\x80"  # a map
 
 
 class FakeChannel:
@@ -67,15 +68,13 @@ def opened() -> JobOpen:
 
 
 def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
-    monkeypatch.setattr("p2pcompute.node.lender.missing_requirements", lambda _: ())
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: ())
 
     async def main() -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
         supervisor = Supervisor(log)
         await supervisor.start()
-        lender = Lender(
-            store, supervisor, SystemClock(), offload, log, slots=2, isolation=Isolation.PROCESS, trust=LENDER.trust
-        )
+        lender = Lender(store, supervisor, SystemClock(), offload, log, slots=2, offers=Offers(), trust=LENDER.trust)
         lender.start(FakePool())  # type: ignore[arg-type]
         try:
             await body(lender, store)
