@@ -6,12 +6,14 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.ids import BLOB_ID_BYTES
 from p2pcompute.model.job import Outcome, Payload
 from p2pcompute.model.peer import Address, Isolation
 from p2pcompute.wire import address, codec
 from p2pcompute.wire.families import CONTROL_MESSAGES, LINK_MESSAGES
 from p2pcompute.wire.messages import PAYLOAD, Message
+from p2pcompute.wire.record import isolation_of
 
 #: Nobody needs samples at the upper end of a limit of megabytes.
 SAMPLE_ITEMS_MAX = 4
@@ -46,8 +48,10 @@ def sample(check: codec.Check, rng: random.Random) -> Any:
         case codec.Converted(from_plain=from_plain):
             if from_plain is Outcome:
                 return rng.choice(list(Outcome))
-            if from_plain is Isolation:
+            if from_plain in (Isolation, isolation_of):
                 return rng.choice(list(Isolation))
+            if from_plain is Engine:
+                return rng.choice(list(Engine))
             if from_plain is address.told_address:
                 return Address(rng.choice(["10.1.2.3", "8.8.8.8", "2a00:1450::1"]), rng.randrange(1, 65536))
             if isinstance(check.inner, (codec.Row, codec.Raw)):
