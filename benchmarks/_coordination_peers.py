@@ -18,7 +18,8 @@ from typing import cast
 from structlog.typing import FilteringBoundLogger
 
 from benchmarks._coordination_links import BenchLink, Seat
-from p2pcompute.execution.pool import PoolEvents, ProgramKey, TaskEnd, TaskRun, WorkerPool
+from p2pcompute.execution.pool import PoolEvents, ProgramKey, TaskEnd, TaskRun
+from p2pcompute.execution.pool_types import Pool
 from p2pcompute.execution.values import Handle, decode, encode, encode_failure
 from p2pcompute.jobs.coordinating import Region
 from p2pcompute.jobs.plan import Facts
@@ -27,7 +28,6 @@ from p2pcompute.model.capability import Capability
 from p2pcompute.model.errors import BlobMissingError, UsageError
 from p2pcompute.model.ids import BlobId, PeerId, short_peer_id
 from p2pcompute.model.job import JobOptions, Outcome
-from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Rng
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
@@ -39,6 +39,7 @@ from p2pcompute.node.handles import Bytes, Handles
 from p2pcompute.node.holders import Holders
 from p2pcompute.node.identity import NodeIdentity
 from p2pcompute.node.lender import Lender
+from p2pcompute.node.offers import Offers
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.records import Records
 from p2pcompute.node.supervise import Supervisor
@@ -178,7 +179,7 @@ class BenchPool:
         self.begun = 0
         self.busy_s = 0.0
 
-    def spawn(self, key: ProgramKey, program: bytes, memory_bytes: int | None = None) -> int:
+    def spawn(self, key: ProgramKey, program: bytes, memory_bytes: int | None = None, head: object = None) -> int:
         """As the pool's."""
         number, self._next_number = self._next_number, self._next_number + 1
         worker = self._workers[number] = _Worker(number)
@@ -384,11 +385,11 @@ class BenchPeer:
             offload,
             log,
             slots=slots,
-            isolation=Isolation.PROCESS,
+            offers=Offers(),
             trust=lambda: network.trust,
         )
         self.pool = BenchPool(self.lender, loop, speed, reduce_s)
-        self.lender.start(cast(WorkerPool, self.pool))
+        self.lender.start(cast(Pool, self.pool))
         self.coordinator = Coordinator(self.store, self._supervisor, clock, log, records.registry)
         self.community = Community(self.peer_id, self.store, self.exchange, self.origin, self.coordinator, self.lender)
         self.origin.holders = Holders(lambda: self.handles.sizes)
