@@ -8,7 +8,7 @@ the community's key node, runs the same machine on what it is given (`node/coord
 - It is offered to them once more waits than others take up. What all tasks share a seat fetches before it accepts, few seats at a time.
 - A peer that a seat stands for gets nothing of the job directly. Seats that go or refuse are replaced by their stand-ins; where
   none is left, the peers of the community are lenders like others.
-- A seat that has reported nothing yet gets two tasks a slot: how long its tasks take there is not known, nor when the data that they
+- A seat that has reported nothing yet gets two tasks a slot, or fewer where their arguments are large: how long its tasks take there is not known, nor when the data that they
   need has come. Then it gets three tenths of what would be fair of all that waits, in one message, and again when that runs low: few large shares
   first, and small ones at the end, so that a community which is slower than it was thought to be holds up little (factoring: Hummel,
   Schonberg and Flynn, 1992).
@@ -46,6 +46,11 @@ SEAT_FETCH_FACTOR = 2.0
 SEATS_FETCHING_MAX = 2
 #: Tasks a slot that a seat is given before it has reported anything.
 FIRST_ROUNDS = 2
+#: But all seats together no more than so many bytes of arguments: how fast those get there is not known either, and what is on its
+#: way somewhere cannot be run elsewhere.
+FIRST_BYTES = 6 << 20
+#: A seat may turn out to do so many times what it did: what it was given may have been too little.
+RATE_GROWTH = 2.0
 #: A seat that has work, or owes a partial aggregate, and has said nothing for so long, is replaced; one that lives says so five times.
 SILENCE_PATIENCE_S = 10.0
 #: A seat without any slots is replaced after so long: its community is gone, or was never there.
@@ -152,9 +157,29 @@ def share_size(waiting: int, capacity: float, capacity_of_all: float) -> int:
     return math.ceil(waiting * AT_ONCE * min(capacity / capacity_of_all, 1.0))
 
 
-def first_share_size(slots: int, out: int) -> int:
-    """Tasks for a seat that has reported nothing yet and holds `out`: what its tasks need may still be on its way there."""
-    return max(0, FIRST_ROUNDS * slots - out)
+def is_unknown(share: Share, slots: int, now: float) -> bool:
+    """Whether little is known of what a seat does: how long a task takes there, or how fast large arguments get there."""
+    if share.speed.task_s is None:
+        return True
+    return share.rate(now) is None and _has_large_arguments(share.job, slots)
+
+
+def is_narrow(share: Share, slots: int, capacity: float) -> bool:
+    """Whether a seat with so many slots does fewer tasks a second, `capacity`, than those could."""
+    return share.speed.task_s is not None and capacity < slots / share.speed.task_s
+
+
+def _has_large_arguments(book: JobBook, slots: int) -> bool:
+    """Whether the link to a seat with so many slots may be what its tasks wait for."""
+    return first_tasks(book, slots) < FIRST_ROUNDS * slots
+
+
+def first_tasks(book: JobBook, slots: int) -> int:
+    """Tasks that a seat with so many slots may hold before it has reported: what they need may still be on its way there."""
+    task_bytes = book.argument_bytes / max(len(book.known), 1)
+    seats = sum(share.is_seat for share in book.shares.values())
+    fitting = FIRST_BYTES / max(seats, 1) / task_bytes if task_bytes > 0.0 else float("inf")
+    return max(1, int(min(FIRST_ROUNDS * slots, fitting)))
 
 
 def why_replaced(share: Share, lender: Lender, now: float) -> str:
@@ -184,8 +209,11 @@ def why_replaced(share: Share, lender: Lender, now: float) -> str:
     return f"it reported nothing for {quiet_s:.0f} s" if quiet_s >= max(STUCK_MIN_S, STUCK_FACTOR * due_s) else ""
 
 
-def capacities(book: JobBook, roster: Roster) -> dict[PeerId, float]:
-    """Tasks a second at each peer where the job is open, by what was learned; slots where nothing was."""
+def capacities(book: JobBook, roster: Roster, now: float) -> dict[PeerId, float]:
+    """Tasks a second at each peer where the job is open, by what was learned; slots where nothing was.
+
+    A seat does not do more than it has shown: arguments and results may pass the link to it more slowly than its slots take them up.
+    """
     typical_s = book.speed.task_s
     found: dict[PeerId, float] = {}
     for peer, share in book.shares.items():
@@ -193,4 +221,9 @@ def capacities(book: JobBook, roster: Roster) -> dict[PeerId, float]:
             continue
         task_s = share.speed.task_s if share.speed.task_s is not None else typical_s
         found[peer] = roster.lenders[peer].slots / (task_s or 1.0)
+        # What is merged there, and comes for the most part from there, is bound by slots alone, which say sooner what a seat can do.
+        may_bind = share.is_seat and (not book.merges or _has_large_arguments(book, roster.lenders[peer].slots))
+        rate = share.rate(now) if may_bind else None
+        if rate is not None:
+            found[peer] = min(found[peer], RATE_GROWTH * rate)
     return found

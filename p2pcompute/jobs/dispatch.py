@@ -410,6 +410,8 @@ class Dispatch:
         lender = self._roster.lenders[event.peer]
         lender.done += len(settling.completed)
         lender.heard_at = share.reported_at = now
+        if share.is_seat and settling.learned:
+            share.note(settling.learned, now)
         if share.is_watched or settling.retried or settling.given_up:
             teach(self._roster, share, event, settling, now)
         if settling.returned:

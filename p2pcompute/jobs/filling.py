@@ -102,22 +102,23 @@ class Filling:
             waiting=min(book.waiting, limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held),
         )
         if share.is_seat:
-            return self._tasks_for_seat(lender, share, count)
+            return self._tasks_for_seat(lender, share, count, now)
         if share.is_gated:
             count = min(count, self._roster.tasks_payable(lender, share, book, now))
         return min(count, self._even_part(share, now)) if share.is_spread else count
 
-    def _tasks_for_seat(self, lender: Lender, share: Share, count: int) -> int:
+    def _tasks_for_seat(self, lender: Lender, share: Share, count: int, now: float) -> int:
         """`count` would do as for any peer: a seat gets more, since its tasks travel together."""
         book = share.job
-        if share.speed.task_s is None:
-            fair = coordinating.first_share_size(lender.slots, share.out)
+        if coordinating.is_unknown(share, lender.slots, now):
+            wanted = coordinating.first_tasks(book, lender.slots) - share.out
         else:
-            all_of_them = coordinating.capacities(book, self._roster)
-            fair = coordinating.share_size(book.waiting, all_of_them.get(share.peer, 0.0), sum(all_of_them.values()))
+            all_of_them = coordinating.capacities(book, self._roster, now)
+            mine = all_of_them.get(share.peer, 0.0)
+            fair = coordinating.share_size(book.waiting, mine, sum(all_of_them.values()))
+            wanted = fair - share.out if coordinating.is_narrow(share, lender.slots, mine) else max(count, fair)
         room = limits.TASKS_QUEUED_PER_ORIGIN_MAX - lender.held
-        wanted = max(count, fair)
-        if book.merges_groups:
+        if book.merges_groups and wanted > 0:
             wanted += -wanted % limits.REDUCE_FAN_IN
         return max(0, min(wanted, book.waiting, room))
 

@@ -31,6 +31,8 @@ class Settling:
 
     #: Final outcomes, each counted for the first time.
     completed: list[tuple[TaskReport, PeerId]] = field(default_factory=list)
+    #: How many of them say how long a task takes, those that a coordinator merged included.
+    learned: int = 0
     #: Copies that lost the race.
     cancelled: list[tuple[Share, Lease]] = field(default_factory=list)
     #: Attempts that died and will be repeated.
@@ -344,6 +346,7 @@ class JobBook:
                     self.recalled.pop(report.task, None)
         if learned:
             share.learn(learned_s, learned)
+            done.learned = learned
         return done
 
     def discard(self, reports: Iterable[TaskReport]) -> int:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from p2pcompute.jobs.leases import JobBook
 
 
+#: Results from which on their rate means something.
+RATE_SAMPLES_MIN = 4
+
+
 class ShareState(enum.Enum):
     """How far a job has come at one peer."""
 
@@ -31,6 +35,8 @@ class Share:
     __slots__ = (
         "batch",
         "began_at",
+        "came",
+        "came_since",
         "is_gated",
         "is_seat",
         "is_spread",
@@ -73,6 +79,9 @@ class Share:
         self.began_at = now
         #: When it last reported any of its tasks; below every time before that.
         self.reported_at = float("-inf")
+        #: When its first report came, None before; and how many results of tasks came after that one.
+        self.came_since: float | None = None
+        self.came = 0
         #: A seat: since when it holds nothing but what it merged, as far as was looked; None while it holds tasks, or nothing.
         self.owes_since: float | None = None
         #: Seconds a task takes there.
@@ -117,6 +126,19 @@ class Share:
         self.batch = batch_tasks(self.speed.task_s, self.batch)
         self.prefetch = prefetch_tasks(self.speed.task_s, self.rtt_s)
         self.pause_s = 0.0
+
+    def note(self, count: int, now: float) -> None:
+        """`count` results of tasks have come together."""
+        if self.came_since is None:
+            self.came_since = now
+        else:
+            self.came += count
+
+    def rate(self, now: float) -> float | None:
+        """Results of tasks a second, from the first report on; None until so many came that it means something."""
+        if self.came_since is None or now <= self.came_since or self.came < RATE_SAMPLES_MIN:
+            return None
+        return self.came / (now - self.came_since)
 
     def slow_down(self) -> None:
         """Send one task a slot until the peer has reported: what was learned of it does not hold any more."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-import pytest
-
 from p2pcompute.jobs import dispatch as d
-from p2pcompute.jobs.coordinating import FIRST_ROUNDS, SEATS_FETCHING_MAX, Region, first_share_size
+from p2pcompute.jobs.coordinating import AT_ONCE, FIRST_BYTES, FIRST_ROUNDS, RATE_GROWTH, SEATS_FETCHING_MAX, Region
 from p2pcompute.jobs.grouping import take_waiting
 from p2pcompute.jobs.plan import Facts
 from p2pcompute.model import limits
@@ -50,8 +48,8 @@ class World:
         self.feed(d.PeerAccepted(NEAR, JOB), d.Granted(NEAR, self.near_slots))
         return offered
 
-    def add(self, count: int) -> list[d.Effect]:
-        return self.feed(d.TasksAdded(JOB, tuple(map(TaskIndex, range(count)))))
+    def add(self, count: int, blob_bytes: int = 0) -> list[d.Effect]:
+        return self.feed(d.TasksAdded(JOB, tuple(map(TaskIndex, range(count))), blob_bytes))
 
     def accept(self, seat: PeerId) -> list[d.Effect]:
         return self.feed(d.PeerAccepted(seat, JOB), d.Granted(seat, SLOTS))
@@ -126,9 +124,30 @@ def test_a_torn_group_is_left_to_those_near_who_take_it_up_at_once() -> None:
     assert len(sent(slow.accept(SEATS[0]), SEATS[0])) == SLOTS + GROUP // 2 - 1, "one slot would take long"
 
 
-@pytest.mark.parametrize(("slots", "out", "count"), [(8, 0, 16), (8, 10, 6), (8, 30, 0), (0, 0, 0)])
-def test_first_shares(slots: int, out: int, count: int) -> None:
-    assert first_share_size(slots, out) == count
+def test_first_shares_keep_to_what_a_link_brings_soon() -> None:
+    world = World()
+    world.open(Aggregation.NONE)
+    world.add(4_000, blob_bytes=4_000 * FIRST_BYTES // 8)
+    counts = [len(sent(world.accept(seat), seat)) for seat in SEATS]
+    assert counts == [2, 2, 2, 2], "eight tasks' arguments for all four seats together"
+    assert FIRST_ROUNDS * SLOTS > 2
+
+
+def test_a_seat_behind_a_narrow_link_gets_what_its_results_show_and_not_what_its_slots_could_do() -> None:
+    held = {}
+    for arguments in (0, FIRST_BYTES // 8):
+        world = World()
+        world.open(Aggregation.NONE)
+        world.add(4_000, blob_bytes=4_000 * arguments)
+        seat = SEATS[0]
+        here = sent(world.accept(seat), seat)
+        # One result in a second, where eight slots could give eight.
+        for _ in range(20):
+            world.now += 1.0
+            here += sent(world.report(seat, [here.pop(0)], Outcome.RETURNED), seat)
+        held[arguments] = len(here)
+    assert held[FIRST_BYTES // 8] < 4_000 * AT_ONCE * RATE_GROWTH / 2
+    assert held[0] > held[FIRST_BYTES // 8]
 
 
 def take(queue: deque[TaskIndex], count: int, *, breaks: bool) -> list[int]:
