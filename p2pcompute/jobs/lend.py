@@ -246,7 +246,7 @@ class Lend:
         if worker is None:
             return
         if worker.job is not None:
-            self._put_back(worker, now)
+            self._put_back(worker, now, out)
         if worker.ready or worker.leaving:
             return
         failed = self._failed_starts[worker.binding] = self._failed_starts.get(worker.binding, 0) + 1
@@ -255,14 +255,18 @@ class Lend:
             text = f"{failed} workers in a row ended before they were ready"
             self._refuse_binding(worker.binding, "busy", "", text, now, out)
 
-    def _put_back(self, worker: Worker, now: float) -> None:
-        """What a worker had in hand and did not begin waits again, at the front."""
+    def _put_back(self, worker: Worker, now: float, out: list[Effect]) -> None:
+        """What a worker had in hand and did not begin waits again, at the front; what was cancelled meanwhile goes back as untouched."""
         borrower = self._books.origins.get(worker.binding.origin)
         job = worker.job
         assert job is not None
         job.busy -= 1
         if not job.closed:
             job.queue.extendleft(row for row in reversed(worker.rows) if row in job.live)
+            cancelled = tuple(row for row in worker.rows if row not in job.live)
+            if cancelled:
+                # Its shell was told to cancel them where there was no process any more, and says nothing of them.
+                out.append(ReturnUnrun(worker.binding.origin, job.job, cancelled))
         if borrower is not None:
             borrower.busy -= 1
             borrower.active_at = now

@@ -84,7 +84,7 @@ class ControlMethods:
 
     async def _status(self, _: ControlCall) -> Document:
         peer = self._peer
-        row = status.peer_row(peer.own.record, None, None, None, name_of=peer.name_of)
+        row = status.peer_row(peer.own.now, None, None, None, name_of=peer.name_of)
         identity = peer.identity
         return {
             **row,
@@ -120,7 +120,9 @@ class ControlMethods:
         view = self._peer.view
         return {
             "own": {
-                **status.peer_row(view.own, None, None, None, name_of=self._peer.name_of, records=self._peer.records),
+                **status.peer_row(
+                    self._peer.own.now, None, None, None, name_of=self._peer.name_of, records=self._peer.records
+                ),
                 "may_relay": self._peer.config.relay,
             },
             "peers": [self._row(entry.record.peer) for entry in view.entries],

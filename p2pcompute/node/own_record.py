@@ -119,6 +119,18 @@ class OwnRecord:
         return self.signed.record
 
     @property
+    def now(self) -> PeerRecord:
+        """`record` with the figures of the last look that a load update tells: others hear of them without a new record."""
+        newest, capability = self._wanted, self.record.capability
+        if capability is not None and newest.capability is not None:
+            capability = dataclasses.replace(
+                capability,
+                idle=newest.capability.idle,
+                memory_available_gb=newest.capability.memory_available_gb,
+            )
+        return dataclasses.replace(self.record, load=newest.load, capability=capability)
+
+    @property
     def edges(self) -> tuple[Edge, ...]:
         """The edges as last told, those included that the record had no room for: what the next selection starts from."""
         return self._told.edges

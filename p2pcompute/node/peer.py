@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -363,9 +364,14 @@ class Peer(Door):
 
     async def topology(self) -> dict[str, Any]:
         """The same as a plain document; its keys: `node/topology_report.py`."""
-        shape, view = await self.shape(), self.view
+        shape, view = await self.shape(), self._view_now
         report = await self._offload.run(_topology_report)
         return await self._offload.run(lambda: report(shape, view, self.network.name))
+
+    @property
+    def _view_now(self) -> PeerView:
+        """`view`, with what this peer knows of itself, also where others were told it by a load update."""
+        return dataclasses.replace(self.view, own=self.own.now)
 
     def name_of(self, peer: PeerId) -> str:
         """What people call a peer: its name, with its short id where two share a name; a seat by its coordinator."""
@@ -383,7 +389,7 @@ class Peer(Door):
 
     def health(self) -> tuple[Health, ...]:
         """How this peer and every other that is up, or only suspected to be down, is now, by their newest records."""
-        return view_health(self.view, self._clock.monotonic())
+        return view_health(self._view_now, self._clock.monotonic())
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Call `watcher(kind, peer, text)` for what happens in the network; the returned function ends it."""

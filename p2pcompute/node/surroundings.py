@@ -62,7 +62,7 @@ class Surroundings:
     def offer_self(self) -> None:
         """This peer may compute for its own jobs, and for shares that it coordinates."""
         if self._own.record.slots:
-            self._community.own_usable(own_facts(self._own.record, self._place_of(self._own.record.peer)))
+            self._community.own_usable(own_facts(self._own.now, self._place_of(self._own.record.peer)))
 
     def mapped(self, shape: NetworkShape) -> None:
         """The network has this shape now."""

@@ -318,6 +318,7 @@ def test_a_running_job_can_be_cancelled_from_elsewhere(here: Machine, program: s
     ) as process:
         job = one_job(here, "running")["job"]
         assert "--wait" in here.run("job", "result", job, check=False).stderr
+        until_now(lambda: here.json("peers")["own"]["load"] > 0, "the peer says that it is busy")
         here.run("job", "cancel", job)
         _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 70

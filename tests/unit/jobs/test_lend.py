@@ -326,6 +326,7 @@ def test_cancel_takes_back_what_waits_and_stops_what_runs() -> None:
     world.hands.pop(1)
     world.feed(m.WorkerGone(1, ((0, 1),)))
     assert [effect.rows for effect in world.only(m.RunBatch)] == [((1, 1),)], "what was cancelled does not come back"
+    assert world.only(m.ReturnUnrun) == [m.ReturnUnrun(A, JOB, ((0, 1),))], "and the shell lets go of it"
 
 
 def test_a_recall_takes_back_what_waits_and_leaves_what_runs() -> None:

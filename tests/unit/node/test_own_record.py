@@ -79,6 +79,18 @@ def test_load_is_told_by_itself_where_somebody_spreads_it() -> None:
     assert (own.record.load, own.record.addresses) == (1.5, ())
 
 
+def test_the_owner_sees_what_a_load_update_has_told() -> None:
+    own = record(tells_load=True)
+    busy = dataclasses.replace(CAPABILITY, idle=0.1, memory_available_gb=6.5)
+    own.observe(busy, 1.0, ADDRESSES, [EDGE], 0.0)
+    assert own.now == own.record
+    assert own.observe(CAPABILITY, 0.0, ADDRESSES, [EDGE], 10.0) is Tell.LOAD
+    assert own.record.load == 1.0, "the record is from when this peer was busy, and stays for minutes"
+    assert own.now == dataclasses.replace(own.record, load=0.0, capability=own.now.capability)
+    assert own.now.capability is not None
+    assert (own.now.capability.idle, own.now.capability.memory_available_gb) == (0.5, 8.0)
+
+
 def test_what_is_set_is_told_at_the_next_look() -> None:
     own = record()
     own.observe(CAPABILITY, 0.0, ADDRESSES, [], 0.0)
