@@ -156,6 +156,13 @@ class Owner(Protocol):
         """The link is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Reset:
+    """Whoever asked for the stream does not want it any more."""
+
+    stream: int
+
+
 class _Admission:
     """What the other end may do: everything."""
 
@@ -190,6 +197,8 @@ class BenchLink:
         self._sender = StreamSender(window_bytes=_NO_WINDOW)
         #: What is being served, by stream: handed over whole with the last chunk.
         self._serving: dict[int, Bytes] = {}
+        #: Told when the other end does not wait any more for what was promised, by stream.
+        self._given_up: dict[int, Callable[[], object]] = {}
         self._turns = asyncio.Semaphore(limits.STREAMS_OPEN_MAX)
         self._awaited: dict[int, tuple[asyncio.Future[Bytes], int]] = {}
         self._next_stream = 1
@@ -222,6 +231,8 @@ class BenchLink:
                 return await future
             finally:
                 del self._awaited[stream]
+                if not future.done() or future.cancelled():
+                    self._write(HEADER_BYTES, _Reset(stream))
 
     def serve_stream(self, stream: int, data: Bytes) -> None:
         """As `Link.serve_stream`."""
@@ -237,8 +248,13 @@ class BenchLink:
         self._sender.promise(stream)
         return True
 
+    def when_given_up(self, stream: int, call: Callable[[], object]) -> None:
+        """As `Link.when_given_up`."""
+        self._given_up[stream] = call
+
     def fulfil_stream(self, stream: int, data: Bytes | None) -> bool:
         """As `Link.fulfil_stream`."""
+        self._given_up.pop(stream, None)
         if self.closed or not self._sender.fulfil(stream, data):
             return False
         if data is not None:
@@ -272,7 +288,11 @@ class BenchLink:
             self.other._take(content)
 
     def _take(self, content: object) -> None:
-        if isinstance(content, BlobMissing):
+        if isinstance(content, _Reset):
+            self._sender.reset(content.stream)
+            self._serving.pop(content.stream, None)
+            self._give_up(content.stream)
+        elif isinstance(content, BlobMissing):
             error = BlobMissingError(f"{short_peer_id(self.peer)} does not hold it any more: ask another peer")
             self._settle(content.stream, error)
         elif isinstance(content, Message):
@@ -291,6 +311,11 @@ class BenchLink:
             future.set_exception(ProtocolError("sent more than was asked for", short_peer_id(self.peer)))
         else:
             future.set_result(result)
+
+    def _give_up(self, stream: int) -> None:
+        call = self._given_up.pop(stream, None)
+        if call is not None:
+            call()
 
     def _pump_soon(self) -> None:
         if not self._pump_due:
@@ -316,6 +341,8 @@ class BenchLink:
         self.closed = True
         self._sender.clear()
         self._serving.clear()
+        for stream in list(self._given_up):
+            self._give_up(stream)
         for stream in list(self._awaited):
             self._settle(stream, LinkClosedError(f"the link to {short_peer_id(self.peer)} is gone"))
         self._owner.unlinked(self, reason)

@@ -45,6 +45,7 @@ from p2pcompute.jobs.lend_events import (
     WorkerGone,
     WorkerReady,
     WorkerSpawned,
+    WorkerUseless,
 )
 from p2pcompute.model import limits
 from p2pcompute.model.ids import JobId, PeerId
@@ -53,7 +54,7 @@ from p2pcompute.model.job import Outcome
 __all__ = (
     "CancelAsked", "CancelOnWorker", "Draining", "Effect", "Event", "Forget", "Grant", "JobClosed", "Lend", "OriginGone",
     "OriginOpened", "ProgramFailed", "RecallAsked", "RefuseJob", "RetireWorker", "ReturnUnrun", "RunBatch", "SlotsChanged",
-    "SpawnWorker", "TasksArrived", "TasksEnded", "Tick", "WorkerGone", "WorkerReady", "WorkerSpawned",
+    "SpawnWorker", "TasksArrived", "TasksEnded", "Tick", "WorkerGone", "WorkerReady", "WorkerSpawned", "WorkerUseless",
 )  # fmt: skip
 
 #: Workers of one program that may go in a row before they were ready; after that its jobs are refused.
@@ -89,6 +90,7 @@ class Lend:
             WorkerGone: self._worker_gone,
             ProgramFailed: self._program_failed,
             TasksEnded: self._tasks_ended,
+            WorkerUseless: self._worker_useless,
             SlotsChanged: self._slots_changed,
             Draining: self._drain,
             Tick: lambda event, now, out: None,
@@ -272,6 +274,11 @@ class Lend:
             borrower.active_at = now
         worker.rows.clear()
         worker.job = None
+
+    def _worker_useless(self, event: WorkerUseless, now: float, out: list[Effect]) -> None:
+        worker = self._books.workers.get(event.worker)
+        if worker is not None and not worker.ready:
+            self._assigning.retire(worker, out)
 
     def _program_failed(self, event: ProgramFailed, now: float, out: list[Effect]) -> None:
         worker = self._books.workers.get(event.worker)

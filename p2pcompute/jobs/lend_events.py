@@ -130,6 +130,13 @@ class Draining:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerUseless:
+    """The worker waits for data that its program needs, and that nobody fetches any more: no open job runs this program."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` named has come. One too many does nothing."""
 
@@ -146,6 +153,7 @@ Event = (
     | WorkerGone
     | ProgramFailed
     | TasksEnded
+    | WorkerUseless
     | SlotsChanged
     | Draining
     | Tick

@@ -1,13 +1,14 @@
 """Blobs over links: fetch by digest, serve what the store holds.
 
-One transfer of a blob at a time from one peer, shared by all who want it. What arrives is checked against its digest, off the loop
-where it is large. Refuses to know who may have what: ids are digests, and whoever knows one was told it.
+One transfer of a blob at a time from one peer, shared by all who want it, and stopped at both ends when the last of them gives up.
+What arrives is checked against its digest, off the loop where it is large. Refuses to know who may have what: ids are digests, and whoever knows one was told it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from blake3 import blake3
@@ -30,7 +31,19 @@ class Store(Protocol):
         """The bytes, or None."""
 
 
-Spawn = Callable[[str, Coroutine[Any, Any, None]], object]
+Spawn = Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None] | None]
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """One blob on its way from one peer."""
+
+    #: What it comes to.
+    arrived: asyncio.Future[Bytes]
+    #: Who wait for it: at least one while it runs.
+    waiting: int = 0
+    #: What fetches it.
+    task: asyncio.Task[None] | None = None
 
 
 class BlobExchange:
@@ -44,24 +57,34 @@ class BlobExchange:
         #: Asked for a blob that a peer wants and that is not held here; the composition root sets it where some can be brought.
         self.bring: Callable[[PeerId, BlobId], Coroutine[Any, Any, Bytes | None]] | None = None
         #: Transfers under way, by peer and blob.
-        self._fetching: dict[tuple[PeerId, BlobId], asyncio.Future[Bytes]] = {}
+        self._fetching: dict[tuple[PeerId, BlobId], _Transfer] = {}
 
     async def fetch(self, link: Link, blob: BlobId, bytes_max: int) -> Bytes:
         """The bytes of `blob` from the peer at the end of `link`. Raises BlobMissingError, LinkClosedError, ProtocolError."""
         key = (link.peer, blob)
-        shared = self._fetching.get(key)
-        if shared is None:
-            shared = asyncio.get_running_loop().create_future()
-            self._fetching[key] = shared
-            if self._spawn(f"blob {blob.hex()[:12]}", self._transfer(link, blob, bytes_max, key, shared)) is None:
+        transfer = self._fetching.get(key)
+        if transfer is None:
+            transfer = self._fetching[key] = _Transfer(asyncio.get_running_loop().create_future())
+            work = self._transfer(link, blob, bytes_max, key, transfer)
+            transfer.task = self._spawn(f"blob {blob.hex()[:12]}", work)
+            if transfer.task is None:
                 del self._fetching[key]
                 raise LinkClosedError("this peer is stopping")
-        # Shielded: one who gives up must not take the transfer from the others.
-        return await asyncio.shield(shared)
+        transfer.waiting += 1
+        try:
+            # Shielded: one who gives up must not take the transfer from the others.
+            return await asyncio.shield(transfer.arrived)
+        finally:
+            transfer.waiting -= 1
+            if not transfer.waiting and not transfer.arrived.done():
+                self._end(key, transfer)
+                assert transfer.task is not None
+                transfer.task.cancel()
 
     async def _transfer(
-        self, link: Link, blob: BlobId, bytes_max: int, key: tuple[PeerId, BlobId], shared: asyncio.Future[Bytes]
+        self, link: Link, blob: BlobId, bytes_max: int, key: tuple[PeerId, BlobId], transfer: _Transfer
     ) -> None:
+        shared = transfer.arrived
         try:
             data = await link.request_stream(lambda stream: BlobWant(blob, stream), bytes_max)
             digest = (
@@ -84,8 +107,12 @@ class BlobExchange:
             if not shared.done():
                 shared.set_result(data)
         finally:
-            if self._fetching.get(key) is shared:
-                del self._fetching[key]
+            self._end(key, transfer)
+
+    def _end(self, key: tuple[PeerId, BlobId], transfer: _Transfer) -> None:
+        """Who asks from here on starts anew."""
+        if self._fetching.get(key) is transfer:
+            del self._fetching[key]
 
     def message(self, link: Link, message: Message) -> None:
         """A peer wants a blob."""
@@ -101,7 +128,9 @@ class BlobExchange:
         elif self.bring is None:
             link.send(BlobMissing(message.stream))
         elif link.promise_stream(message.stream):
-            self._spawn(f"bring {message.blob.hex()[:12]}", self._bring(link, message, self.bring))
+            bringing = self._spawn(f"bring {message.blob.hex()[:12]}", self._bring(link, message, self.bring))
+            if bringing is not None:
+                link.when_given_up(message.stream, bringing.cancel)
 
     async def _bring(
         self,

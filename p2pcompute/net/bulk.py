@@ -46,6 +46,8 @@ class Bulk:
         self._awaited: dict[int, asyncio.Future[bytearray]] = {}
         #: Requests beyond what the other side serves at a time wait here rather than be refused there.
         self._turns = asyncio.Semaphore(limits.STREAMS_OPEN_MAX)
+        #: Told when the other side does not wait any more for what was promised, by stream.
+        self._given_up: dict[int, Callable[[], object]] = {}
         self._pump_due = False
 
     async def request(self, ask: Callable[[int], None], bytes_max: int) -> bytearray:
@@ -82,8 +84,13 @@ class Bulk:
             return False
         return True
 
+    def when_given_up(self, stream: int, call: Callable[[], object]) -> None:
+        """Call `call` should the other side not wait any more for what was promised on `stream`, or be gone."""
+        self._given_up[stream] = call
+
     def fulfil(self, stream: int, data: bytes | bytearray | memoryview | None) -> bool:
         """Send what was promised, None: there is nothing; whether the other side still waits for it."""
+        self._given_up.pop(stream, None)
         is_awaited = self._sender.fulfil(stream, data)
         if is_awaited:
             self._pump_soon()
@@ -98,6 +105,7 @@ class Bulk:
             self._received(kind, stream, payload)
         elif kind == FrameType.RESET:
             self._sender.reset(stream)
+            self._give_up(stream)
         else:
             self._receiver.check_known(stream)
             if kind == FrameType.CHUNK:
@@ -127,8 +135,15 @@ class Bulk:
     def fail_all(self, error: P2PComputeError) -> None:
         """The link is gone."""
         self._sender.clear()
+        for stream in list(self._given_up):
+            self._give_up(stream)
         for stream in list(self._awaited):
             self.fail(stream, error)
+
+    def _give_up(self, stream: int) -> None:
+        call = self._given_up.pop(stream, None)
+        if call is not None:
+            call()
 
     def pump(self) -> None:
         """Write chunks while there is room, and go on in the next turn of the loop where there still is."""

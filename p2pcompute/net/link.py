@@ -316,6 +316,10 @@ class Link:
         """
         return not self.closed and self._bulk.promise(stream)
 
+    def when_given_up(self, stream: int, call: Callable[[], object]) -> None:
+        """Call `call` when nobody waits any more for a stream that was promised; not once it is fulfilled."""
+        self._bulk.when_given_up(stream, call)
+
     def fulfil_stream(self, stream: int, data: bytes | bytearray | memoryview | None) -> bool:
         """Send what was promised, None: there is nothing; whether the other side still waits for it."""
         return not self.closed and self._bulk.fulfil(stream, data)

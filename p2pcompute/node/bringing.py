@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
@@ -25,40 +24,12 @@ class Bringing:
         self._log = log
         #: Label of what it keeps.
         self._label = ("brought", origin)
-        #: What is on its way, by digest.
-        self._underway: dict[BlobId, asyncio.Future[Bytes | None]] = {}
 
     async def bring(self, blob: BlobId, channel: Channel, keep: Callable[[], bool]) -> Bytes | None:
-        """The data from the end of `channel`, None where it has none; kept for the next who asks if `keep()` then says so."""
-        shared = self._underway.get(blob)
-        if shared is not None:
-            return await asyncio.shield(shared)
-        shared = self._underway[blob] = asyncio.get_running_loop().create_future()
-        data = None
-        try:
-            data = await self._fetch(blob, channel, keep)
-        finally:
-            del self._underway[blob]
-            shared.set_result(data)
-        return data
+        """The data from the end of `channel`, None where it has none; kept for the next who asks if `keep()` then says so.
 
-    async def gather(self, share: Share) -> None:
-        """What a share needs before its first task: its program, which it holds, and what all tasks use. Raises BlobMissingError,
-        LinkClosedError, BusyError where the program cannot be had; what else cannot is said to the task that needs it."""
-        program = BlobId(share.opened.program)
-        if not self._store.hold(program, share.hold):
-            data = await share.channel.fetch(program, share.opened.program_bytes)
-            if share.is_open:
-                self._store.put(data, share.hold, program)
-        for shared in map(BlobId, share.opened.shared):
-            if share.is_open and not self._store.hold(shared, share.hold):
-                await self.bring(shared, share.channel, lambda: share.is_open)
-
-    def forget(self) -> None:
-        """No share is open any more."""
-        self._store.release_all(self._label)
-
-    async def _fetch(self, blob: BlobId, channel: Channel, keep: Callable[[], bool]) -> Bytes | None:
+        Those who ask while it is on its way share the channel's transfer of it.
+        """
         try:
             data = await channel.fetch(blob, limits.VALUE_BYTES_MAX)
         except (P2PComputeError, OSError) as error:
@@ -71,3 +42,18 @@ class Bringing:
                 # It is brought again for the next who asks.
                 self._log.info("data of a share not kept", blob=blob.hex()[:12], cause=str(error))
         return data
+
+    async def gather(self, share: Share) -> None:
+        """What a share needs before its first task: its program, which it holds, and what all tasks use. Raises BlobMissingError,
+        LinkClosedError, BusyError where the program cannot be had; what else cannot is said to the task that needs it."""
+        program = BlobId(share.opened.program)
+        if not self._store.hold(program, share.hold):
+            data = await share.channel.fetch(program, share.opened.program_bytes)
+            self._store.put(data, share.hold, program)
+        for shared in map(BlobId, share.opened.shared):
+            if not self._store.hold(shared, share.hold):
+                await self.bring(shared, share.channel, lambda: share.is_open)
+
+    def forget(self) -> None:
+        """No share is open any more."""
+        self._store.release_all(self._label)

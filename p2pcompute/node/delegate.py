@@ -131,24 +131,19 @@ class Delegate(Dispatching[Share]):
         share = self.jobs[name] = Share(message, channel, spec, self._store, self._clock.monotonic())
         self._open_shares[name] = self
         self._find_members()
-        self._supervisor.task(f"open share {format_job_id(name)}", self._prepare(share))
+        self._transfers.start(name, "program", f"open share {format_job_id(name)}", self._prepare(share))
 
     def _find_members(self) -> None:
         self.members = {PeerId(peer) for job in self.jobs.values() for peer in job.opened.members}
 
     async def _prepare(self, share: Share) -> None:
         """Fetch the program and what all tasks need, accept, look for members."""
-        if self.jobs.get(share.spec.job) is not share:
-            return
         name = share.spec.job
         try:
             await self._bringing.gather(share)
         except (P2PComputeError, OSError) as error:
-            if self.jobs.get(name) is share:
-                self._close(share)
-                self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
-            return
-        if not share.is_open:
+            self._close(share)
+            self._up.send(JobRefuse(name, "busy", str(error)[:4096]))
             return
         share.is_accepted = True
         self._up.send(JobAccept(name))
@@ -232,14 +227,14 @@ class Delegate(Dispatching[Share]):
                 here.append(inner)
             else:
                 share.fetching.add((task, attempt))
-                self._supervisor.task(f"arguments of {task}", self._fetch_arguments(share, inner, payload))
+                fetching = self._fetch_arguments(share, inner, (task, attempt), payload)
+                self._transfers.start(share.spec.job, (task, attempt), f"arguments of {task}", fetching)
         if here:
             self._pump.feed(dispatch.TasksAdded(share.spec.job, tuple(here)))
 
-    async def _fetch_arguments(self, share: Share, inner: TaskIndex, payload: Payload) -> None:
+    async def _fetch_arguments(self, share: Share, inner: TaskIndex, row: tuple[int, int], payload: Payload) -> None:
         """Bring large arguments over the wide link once, before anybody waits for them."""
         assert payload.blob is not None
-        row = share.row_of(inner)
         why = ""
         data: Bytes | None = None
         try:
@@ -247,8 +242,6 @@ class Delegate(Dispatching[Share]):
                 data = await share.channel.fetch(payload.blob, payload.size_bytes)
         except (P2PComputeError, OSError) as error:
             why = str(error)
-        if row is None or row not in share.fetching or not share.is_open:
-            return
         if not why:
             why = share.hold_blob(payload.blob, data)
         if not why:
@@ -268,6 +261,7 @@ class Delegate(Dispatching[Share]):
                 continue
             inner = share.inner_of(task, attempt)
             if inner is not None:
+                self._transfers.stop(share.spec.job, (task, attempt))
                 share.settle(inner)
                 dropped.append(inner)
         if dropped:
@@ -283,6 +277,7 @@ class Delegate(Dispatching[Share]):
             if inner is None:
                 continue
             if (task, attempt) in share.fetching:
+                self._transfers.stop(share.spec.job, (task, attempt))
                 share.let_go(inner)
                 self._up.row(share.spec.job, (task, attempt, Outcome.RETURNED_UNRUN, 0, said(_RECALLED), PeerId(b"")))
             else:
@@ -387,6 +382,7 @@ class Delegate(Dispatching[Share]):
         self._up.forget(name)
         if self.jobs.pop(name, None) is not None:
             del self._open_shares[name]
+            self._transfers.stop_all(name)
             share.close()
             self._pump.feed(dispatch.JobForgotten(name))
         self._find_members()

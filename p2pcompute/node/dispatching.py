@@ -31,6 +31,7 @@ from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.driver import Pump
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.transfers import Transfers
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import JobClose, Message, Results, Tasks, TasksCancel, TasksRecall
 
@@ -83,6 +84,8 @@ class Dispatching(abc.ABC, Generic[W]):
     ) -> None:
         self._store = store
         self._supervisor = supervisor
+        #: What is fetched for open jobs.
+        self._transfers = Transfers(supervisor)
         self._clock = clock
         self._log = log
         self._machine = dispatch.Dispatch(registry)
@@ -156,7 +159,9 @@ class Dispatching(abc.ABC, Generic[W]):
             if peer in self._barred:
                 return
             if payload.blob is not None:
-                self._supervisor.task(
+                self._transfers.start(
+                    known.spec.job,
+                    (peer, task, attempt),
                     f"result {task} of {format_job_id(known.spec.job)}",
                     self._fetch_result(
                         peer, channel, known, (task, attempt, outcome, wall_us), payload.blob, payload.size_bytes
@@ -181,8 +186,6 @@ class Dispatching(abc.ABC, Generic[W]):
         else:
             # It is here: the lender need not keep it any longer.
             self._to(peer, TasksCancel(job.spec.job, ((task, attempt),)))
-            if not job.is_open:
-                return
             report = self._stage(job, peer, row, data)
         self._report(job, peer, (report,))
 
@@ -236,6 +239,9 @@ class Dispatching(abc.ABC, Generic[W]):
 
     def _cancel_at(self, effect: dispatch.CancelAt) -> None:
         rows = tuple((lease.task, lease.attempt) for lease in effect.leases)
+        for row in rows:
+            # Its result may be on its way, while another attempt's has come.
+            self._transfers.stop(effect.job, (effect.peer, *row))
         self._to(effect.peer, TasksCancel(effect.job, rows))
 
     def _recall_at(self, effect: dispatch.RecallAt) -> None:

@@ -36,6 +36,7 @@ from p2pcompute.node.driver import Pump
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.offers import Offers, missing_in
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.transfers import Transfers
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.membership import Trust
 from p2pcompute.wire.messages import (
@@ -54,6 +55,17 @@ from p2pcompute.wire.messages import (
 
 Row = tuple[int, int]
 ResultTuple = tuple[int, int, Outcome, int, Payload]
+#: The part of a job whose transfer brings its program; the others are rows.
+_PROGRAM = "program"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """Whom a worker serves: who sends its tasks, and the borrower and program that it is bound to."""
+
+    sender: PeerId
+    borrower: PeerId
+    program: ProgramId
 
 
 @dataclass(slots=True)
@@ -119,8 +131,10 @@ class Lender:
         self._coordinated: dict[PeerId, tuple[PeerId, PeerId]] = {}
         #: Which job each running row of a worker belongs to: the pool speaks of tasks only.
         self._running: dict[int, dict[Row, JobId]] = {}
-        #: Who sends the tasks of each worker, and the borrower that it is bound to.
-        self._sender_of: dict[int, tuple[PeerId, PeerId]] = {}
+        #: Whom each worker serves.
+        self._bound: dict[int, _Bound] = {}
+        #: What is fetched for open jobs, and for workers that wait for it.
+        self._transfers = Transfers(supervisor)
         #: Jobs with result rows that leave in the next turn.
         self._flushing: dict[tuple[PeerId, JobId], LentJob] = {}
         self._flush_due = False
@@ -256,7 +270,7 @@ class Lender:
         if share is not None:
             self._coordinated[borrower] = (channel.peer, share.origin)
         job = self._jobs[key] = LentJob(channel, message, borrower, share)
-        self._supervisor.task(f"open {format_job_id(key[1])}", self._prepare(key, job))
+        self._transfers.start(key, _PROGRAM, f"open {format_job_id(key[1])}", self._prepare(key, job))
 
     def _delegated(self, channel: Channel, message: JobOpen) -> DelegatedShare | None:
         """The share that a delegation opens, after ending those that it supersedes; None where it was refused."""
@@ -293,9 +307,6 @@ class Lender:
         except PeerError as error:
             self._given_up(key, job)
             self._refuse(job.channel, job.open.job, "bundle", f"the program cannot be read: {error}")
-            return
-        if self._jobs.get(key) is not job:
-            self._store.release(program, key)
             return
         if lack is not None:
             self._forget(key)
@@ -350,7 +361,8 @@ class Lender:
                 here.append(row)
             else:
                 job.fetching.add(row)
-                self._supervisor.task(f"arguments of {task}", self._fetch_arguments(key, job, row, entry, payload))
+                fetching = self._fetch_arguments(key, job, row, entry, payload)
+                self._transfers.start(key, row, f"arguments of {task}", fetching)
         if beyond:
             self._unrun(channel, message.job, beyond, "its origin has delegated fewer tasks to this coordinator")
         if here:
@@ -369,8 +381,6 @@ class Lender:
             job.fetching.discard(row)
             self._unrun(job.channel, job.open.job, (row,), str(error))
             return
-        if row not in job.fetching or self._jobs.get(key) is not job:
-            return
         job.fetching.discard(row)
         job.arguments[row] = (entry, data)
         self._pump.feed(lend.TasksArrived(job.borrower, key[1], (row,)))
@@ -379,7 +389,7 @@ class Lender:
         job = self._jobs.get((sender, name))
         if job is None:
             return
-        job.fetching.difference_update(rows)
+        self._fetch_no_more(job, rows)
         for row in rows:
             blob = job.result_blobs.pop(row, None)
             if blob is not None:
@@ -393,9 +403,15 @@ class Lender:
         if job is None:
             return
         underway = tuple(row for row in dict.fromkeys(message.rows) if row in job.fetching)
-        job.fetching.difference_update(underway)
+        self._fetch_no_more(job, underway)
         self._unrun(channel, name, underway, "it was recalled before it had begun")
         self._pump.feed(lend.RecallAsked(job.borrower, name, message.rows))
+
+    def _fetch_no_more(self, job: LentJob, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row in job.fetching:
+                job.fetching.discard(row)
+                self._transfers.stop((job.channel.peer, JobId(job.open.job)), row)
 
     def _close(self, sender: PeerId, name: JobId) -> None:
         job = self._jobs.get((sender, name))
@@ -406,12 +422,24 @@ class Lender:
     def _forget(self, key: tuple[PeerId, JobId]) -> None:
         job = self._jobs.pop(key, None)
         self._flushing.pop(key, None)
+        self._transfers.stop_all(key)
         self._store.release_all(key)
+        if job is not None:
+            self._supply_no_more(job)
         if job is not None and not self._has_jobs(job.borrower):
             self._handles.forget(job.borrower)
             if job.borrower not in self._granted:
                 # Refused before the machine had heard of it.
                 self._coordinated.pop(job.borrower, None)
+
+    def _supply_no_more(self, ended: LentJob) -> None:
+        """Workers that load the program of a job that has ended, and of no other, get nothing more; their data is fetched for nobody."""
+        program = ended.open.program
+        if any(job.borrower == ended.borrower and job.open.program == program for job in self._jobs.values()):
+            return
+        for worker, bound in self._bound.items():
+            if bound.borrower == ended.borrower and bound.program == program and self._transfers.runs(worker):
+                self._pump.feed(lend.WorkerUseless(worker))
 
     def _has_jobs(self, borrower: PeerId) -> bool:
         return any(job.borrower == borrower for job in self._jobs.values())
@@ -420,7 +448,7 @@ class Lender:
 
     def tasks_ended(self, worker: int, ends: Sequence[TaskEnd]) -> None:
         """Attempts have ended on a worker."""
-        bound = self._sender_of.get(worker)
+        bound = self._bound.get(worker)
         running = self._running.get(worker, {})
         if bound is None:
             return
@@ -431,14 +459,14 @@ class Lender:
             if name is None:
                 continue
             self.tasks_done += 1
-            self._result(bound[0], name, end)
+            self._result(bound.sender, name, end)
         self._pump.feed(lend.TasksEnded(worker, tuple(rows)))
 
     def task_news(
         self, worker: int, progress: Sequence[tuple[int, float, str]], output: Sequence[tuple[int, int, bytes]]
     ) -> None:
         """Progress and output of running tasks."""
-        bound = self._sender_of.get(worker)
+        bound = self._bound.get(worker)
         running = {task: name for (task, _), name in self._running.get(worker, {}).items()}
         by_job: dict[JobId, tuple[list[tuple[int, float, str]], list[tuple[int, int, bytes]]]] = {}
         for news in progress:
@@ -448,7 +476,7 @@ class Lender:
             if printed[0] in running:
                 by_job.setdefault(running[printed[0]], ([], []))[1].append(printed)
         for name, (progress_rows, output_rows) in by_job.items():
-            job = self._jobs.get((bound[0], name)) if bound is not None else None
+            job = self._jobs.get((bound.sender, name)) if bound is not None else None
             if job is not None:
                 self._tell(job.channel, name, progress_rows, output_rows)
 
@@ -476,13 +504,14 @@ class Lender:
 
     def blob_wanted(self, worker: int, blob: BlobId, size_bytes: int) -> None:
         """A worker needs the data behind a handle."""
-        self._supervisor.task(f"handle {blob.hex()[:12]}", self._supply(worker, blob, size_bytes))
+        self._transfers.start(worker, blob, f"handle {blob.hex()[:12]}", self._supply(worker, blob, size_bytes))
 
     async def _supply(self, worker: int, blob: BlobId, size_bytes: int) -> None:
-        sender, borrower = self._sender_of.get(worker, (None, None))
-        channel = self._channels.get(sender) if sender is not None else None
+        bound = self._bound.get(worker)
+        channel = self._channels.get(bound.sender) if bound is not None else None
         data = None
-        if channel is not None and borrower is not None:
+        if channel is not None and bound is not None:
+            borrower = bound.borrower
             try:
                 data = await self._handles.fetch(channel, borrower, blob, size_bytes, lambda: self._has_jobs(borrower))
             except (P2PComputeError, OSError) as error:
@@ -498,7 +527,8 @@ class Lender:
     def worker_gone(self, worker: int, unfinished: Sequence[Row], cause: str, outcome: Outcome) -> None:
         """A worker process has ended; `unfinished` never ran."""
         self._running.pop(worker, None)
-        self._sender_of.pop(worker, None)
+        self._bound.pop(worker, None)
+        self._transfers.stop_all(worker)
         self._log.info("worker gone", worker=worker, cause=cause, outcome=outcome.name)
         self._pump.feed(lend.WorkerGone(worker, tuple(unfinished)))
 
@@ -537,7 +567,7 @@ class Lender:
             self._pump.feed(lend.WorkerSpawned(effect.token, -effect.token))
             self._pump.feed(lend.WorkerGone(-effect.token, ()))
             return
-        self._sender_of[worker] = (self._sender(effect.origin), effect.origin)
+        self._bound[worker] = _Bound(self._sender(effect.origin), effect.origin, effect.program)
         self._running[worker] = {}
         self._pump.feed(lend.WorkerSpawned(effect.token, worker))
 

@@ -392,8 +392,9 @@ class Origin(Dispatching[OriginJob]):
         if message.payload.blob is None:
             self._partial_here(seat, job, message, message.payload.inline)
         else:
-            self._supervisor.task(
-                f"partial {message.number} of {format_job_id(job.spec.job)}", self._fetch_partial(seat, job, message)
+            name = f"partial {message.number} of {format_job_id(job.spec.job)}"
+            self._transfers.start(
+                job.spec.job, ("partial", seat, message.number), name, self._fetch_partial(seat, job, message)
             )
 
     async def _fetch_partial(self, seat: PeerId, job: OriginJob, message: Partial) -> None:
@@ -621,6 +622,7 @@ class Origin(Dispatching[OriginJob]):
         failure = job.failure if state is not JobState.SUCCEEDED else None
         job.end = JobEnd(state, result, failure, progress, tuple(sorted(job.skipped)))
         job.release()
+        self._transfers.stop_all(effect.job)
         self.seats.ended(effect.job)
         self._records.ended(effect.job, job.recording, job.input_bytes_each)
         if job.stop_reading is not None:

@@ -360,6 +360,18 @@ def test_a_closed_job_is_stopped() -> None:
     assert m.SpawnWorker(2, A, P, None) in gone.said
 
 
+def test_a_worker_that_waits_for_what_nobody_brings_goes_and_counts_as_no_failed_start() -> None:
+    world = World(slots=1, ready=False)
+    for worker in (1, 2, 3, 4):
+        world.open()
+        world.feed(m.JobClosed(A, JOB), m.WorkerUseless(worker), m.WorkerUseless(worker))
+        assert world.only(m.RetireWorker) == [m.RetireWorker(worker)]
+    world.open()
+    assert not world.only(m.RefuseJob)
+    world.feed(m.WorkerReady(5), m.WorkerUseless(5), m.WorkerUseless(77))
+    assert not world.said, "it has what it needs"
+
+
 def test_a_program_that_does_not_load_is_refused() -> None:
     world = World(slots=1, ready=False)
     world.open()

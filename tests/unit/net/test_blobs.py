@@ -36,7 +36,7 @@ async def exchanges(shelf: Shelf) -> AsyncIterator[tuple[BlobExchange, Link, Sid
     network = MemoryNetwork()
     async with sides(fake_identities(2), network=network) as (one, two), asyncio.TaskGroup() as group:
 
-        def spawn(name: str, work: Coroutine[Any, Any, None]) -> object:
+        def spawn(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             return group.create_task(work, name=name)
 
         serving = BlobExchange(shelf, spawn)
@@ -72,6 +72,62 @@ def test_one_who_gives_up_does_not_take_it_from_the_others() -> None:
                 await until(lambda: shelf.asked)
                 first.cancel()
             assert second.result() == content
+
+    asyncio.run(main())
+
+
+def test_when_the_last_gives_up_the_rest_is_not_sent_and_who_asks_later_gets_all() -> None:
+    async def main() -> None:
+        content = bytes(6_000_000)
+        shelf = Shelf(content)
+        (blob,) = shelf.held
+        async with exchanges(shelf) as (fetching, link, one, two, _):
+            far = two.hub.links[one.peer]
+            far.bulk_buffer_bytes = 0  # nothing leaves
+            fetches = [asyncio.create_task(fetching.fetch(link, blob, len(content))) for _ in range(2)]
+            await until(lambda: shelf.asked)
+            for number, fetch in enumerate(fetches):
+                assert bool(fetching._fetching), f"{number} of them have given up"
+                fetch.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await fetch
+            assert not fetching._fetching
+            await until(lambda: not len(far._bulk._sender))
+            far.bulk_buffer_bytes = 1 << 20
+            far.writable()
+            assert await fetching.fetch(link, blob, len(content)) == content
+            assert far.bytes_out < 1.1 * len(content), "it was sent once"
+
+    asyncio.run(main())
+
+
+def test_nothing_is_brought_for_one_who_has_given_up_or_gone() -> None:
+    async def main() -> None:
+        brought = 0
+        far = BlobId(bytes(32))
+
+        async def bring(asker: object, wanted: BlobId) -> bytes | None:
+            nonlocal brought
+            brought += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                brought -= 1
+            return None
+
+        async with exchanges(Shelf()) as (fetching, link, one, two, network):
+            serving = two.events.on_message.__self__  # type: ignore[attr-defined]
+            serving.bring = bring
+            fetch = asyncio.create_task(fetching.fetch(link, far, 100))
+            await until(lambda: brought == 1)
+            fetch.cancel()
+            await until(lambda: brought == 0)
+            fetch = asyncio.create_task(fetching.fetch(link, far, 100))
+            await until(lambda: brought == 1)
+            network.cut(one.host, two.host)
+            await until(lambda: brought == 0)
+            with pytest.raises(LinkClosedError):
+                await fetch
 
     asyncio.run(main())
 

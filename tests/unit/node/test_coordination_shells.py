@@ -39,6 +39,8 @@ from p2pcompute.wire.messages import (
     Results,
     ShareOpen,
     Tasks,
+    TasksCancel,
+    TasksRecall,
 )
 from tests.support.peers import until
 
@@ -85,6 +87,10 @@ class Wire:
         #: May change or swallow what is sent.
         self.mangle: Callable[[Message], Message | None] = lambda message: message
         self.said: list[Message] = []
+        #: Data passes while this is set, and so many wait for it.
+        self.passes = asyncio.Event()
+        self.passes.set()
+        self.waiting = 0
 
     def send(self, message: Message) -> None:
         if self.is_cut:
@@ -100,6 +106,11 @@ class Wire:
 
     async def fetch(self, blob: BlobId, bytes_max: int) -> bytes | bytearray | memoryview:
         await asyncio.sleep(0)
+        self.waiting += 1
+        try:
+            await self.passes.wait()
+        finally:
+            self.waiting -= 1
         data = None if self.is_cut else self.store.get(blob)
         if data is None:
             raise BlobMissingError("it is not held there")
@@ -289,6 +300,46 @@ def test_answers_are_those_of_a_flat_job(
         if aggregation not in (Aggregation.CONCAT, Aggregation.AVERAGE):
             assert partials(world) >= 2, "communities merged what they computed"
         assert world.misdeeds == []
+
+    run(tmp_path, body)
+
+
+def test_what_a_coordinator_fetches_for_a_share_ends_with_the_share(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        ups = [world.up[members[0]] for members in FAR]
+        for up in ups:
+            up.passes.clear()
+        job = world.submit(300, Aggregation.SUM)
+        await until(lambda: any(up.waiting for up in ups), "a coordinator fetches the program")
+        world.origin.cancel(job.job)
+        await until(lambda: not any(up.waiting for up in ups), "and gives up when the job has ended")
+        assert all(not coordinator.uses(HOME) for coordinator in world.coordinators.values())
+
+    run(tmp_path, body)
+
+
+@pytest.mark.parametrize("what", ["a recall", "a cancel", "a close"])
+def test_arguments_of_a_share_that_are_on_their_way_are_given_up(tmp_path: Path, what: str) -> None:
+    async def body(world: World) -> None:
+        peer = FAR[0][0]
+        down, up = world.down[peer], world.up[peer]
+        world.store(HOME).put(PROGRAM, "test")
+        blob = world.store(HOME).put(b"far" * 100, "test")
+        members = tuple(sorted(map(bytes, FAR[0])))
+        program = bytes(blob_id_of(PROGRAM))
+        down.send(ShareOpen(SHARE, program, len(PROGRAM), "f", "sum", members, {}, b"signed", ()))
+        await until(lambda: any(isinstance(message, JobAccept) for message in up.said), "the share is open")
+        up.passes.clear()
+        rows = tuple((task, 1, 0, Payload(blob=blob, size_bytes=300)) for task in (1, 2))
+        down.send(Tasks(SHARE, rows))
+        await until(lambda: up.waiting == 2, "its arguments are fetched")
+        named = ((1, 1),)
+        if what == "a close":
+            down.send(JobClose(SHARE))
+        else:
+            down.send(TasksRecall(SHARE, named) if what == "a recall" else TasksCancel(SHARE, named))
+        left = 0 if what == "a close" else 1
+        await until(lambda: up.waiting == left, "what nobody needs any more is not fetched on")
 
     run(tmp_path, body)
 
