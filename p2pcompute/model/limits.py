@@ -489,6 +489,8 @@ CONTROL_MESSAGE_BYTES_MAX = VALUE_BYTES_MAX + FRAME_BYTES_MAX
 # --- topology ---------------------------------------------------------------------------------------------------------
 #: Peers up to which matrices are dense: LAPACK takes 40 ms for 500 and no SciPy; above, Lanczos is faster.
 DENSE_PEERS_MAX = 500
+#: Peers up to which LAPACK solves for the flow between them: it takes 0.1 ms, and OpenBLAS starts no threads of its own for so few.
+SOLVED_AT_ONCE_MAX = 64
 #: Restarts of Lanczos before shift and invert takes over: ordinary networks need 5 to 40, long thin ones thousands.
 LANCZOS_RESTARTS_MAX = 120
 #: Vectors of one repeated eigenvalue that are told apart above that size: only perfect stars have more, and they cost memory.

@@ -491,6 +491,8 @@ class Peer(Door):
 
 
 def _load_topology_watch() -> type[TopologyWatch]:
+    # With what jobs move tasks by, which would be read from the disk between two events of a job.
+    import p2pcompute.topology.moves  # noqa: F401
     from p2pcompute.node.topology import TopologyWatch
 
     return TopologyWatch
