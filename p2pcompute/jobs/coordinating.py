@@ -64,7 +64,8 @@ AT_ONCE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A community that is not this peer's own. `seats`: of the peers that may coordinate it, best first; `slots`: of its members together."""
+    """A community that is not this peer's own. `members`: its lenders, `limits.SHARE_MEMBERS_MAX` at most; `seats`: of the peers that may
+    coordinate it, best first; `slots`: of its members together."""
 
     members: frozenset[PeerId]
     seats: tuple[PeerId, ...]

@@ -12,6 +12,7 @@ from p2pcompute.jobs.coordinating import Region
 from p2pcompute.jobs.health import Health, health_of
 from p2pcompute.jobs.plan import NOWHERE, Candidate, Facts, Place
 from p2pcompute.jobs.requirements import meets
+from p2pcompute.model import limits
 from p2pcompute.model.ids import PeerId, seat_of
 from p2pcompute.model.peer import PeerEntry, PeerRecord, PeerStatus, PeerView, Role
 from p2pcompute.model.requirement import Requirement
@@ -70,22 +71,32 @@ def peers_to_seek(view: PeerView, linked: Container[PeerId], requirements: Seque
 def regions_of(shape: NetworkShape, view: PeerView) -> tuple[Region, ...]:
     """Communities of `shape` other than this peer's own that have lenders and somebody to coordinate them.
 
-    None where this peer is no part of the network yet.
+    Of one with more lenders than a share may have, those that can do most; the others are lenders like any. None where this peer is no
+    part of the network yet.
     """
     home = shape.community_of(view.own.peer)
     if home is None:
         return ()
-    slots = {entry.record.peer: entry.record.slots for entry in view.alive if Role.COMPUTE in entry.record.roles}
+    lenders = {entry.record.peer: entry.record for entry in view.alive if Role.COMPUTE in entry.record.roles}
     speaks = {entry.record.peer for entry in view.alive if entry.record.protocol >= COORDINATION_PROTOCOL}
     regions = []
     for key_node in shape.key_nodes:
         if key_node.community == home:
             continue
-        members = [peer for peer in shape.members(key_node.community) if slots.get(peer)]
+        able = (lenders[peer] for peer in shape.members(key_node.community) if peer in lenders)
+        members = [record for record in able if record.slots]
+        if len(members) > limits.SHARE_MEMBERS_MAX:
+            members = sorted(members, key=_strongest_first)[: limits.SHARE_MEMBERS_MAX]
         seats = tuple(seat_of(peer) for peer in (key_node.peer, *key_node.stand_ins) if peer in speaks)
         if len(members) >= MEMBERS_MIN and seats:
-            regions.append(Region(frozenset(members), seats, sum(slots[peer] for peer in members)))
+            slots = sum(record.slots for record in members)
+            regions.append(Region(frozenset(record.peer for record in members), seats, slots))
     return tuple(regions)
+
+
+def _strongest_first(record: PeerRecord) -> tuple[int, float, PeerId]:
+    rank = record.capability.score if record.capability is not None else 0.0
+    return (-record.slots, -rank, record.peer)
 
 
 def _facts(record: PeerRecord, place: Place, *, is_suspect: bool, bandwidth_mbps: float | None) -> Facts:

@@ -104,7 +104,7 @@ class Seats:
             program_bytes,
             spec.name[: limits.TEXT_CHARS_MAX],
             (spec.aggregation if merges(spec) else Aggregation.NONE).value,
-            tuple(sorted(region.members)[: limits.SHARE_MEMBERS_MAX]),
+            tuple(sorted(region.members)),
             {name: document[name] for name in SHARE_OPTIONS},
             delegation,
             shared[: limits.SHARE_BLOBS_MAX],
