@@ -44,6 +44,30 @@ def reap_ended() -> Iterator[tuple[int, int]]:
         yield pid, os.waitstatus_to_exitcode(status)
 
 
+def children_of(pid: int) -> list[int]:
+    """The children of a process, oldest first; none where it is gone. Linux only."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return [int(each) for each in file.read().split()]
+    except FileNotFoundError:
+        # Gone, or a kernel without this file.
+        return sorted(child for child, parent in _all_processes()[0].items() if parent == pid)
+    except OSError:
+        return []
+
+
+def innermost_pid(pid: int) -> int | None:
+    """The number by which a process knows itself, in a namespace of numbers perhaps; None where it is gone. Linux only."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"NSpid:"):
+                    return int(line.split()[-1])
+    except OSError:
+        return None
+    return pid
+
+
 def family_memory_bytes(leaders: Sequence[int], limits_bytes: Sequence[int]) -> list[int]:
     """Resident bytes of each of `leaders` and all its descendants; 0 for one that is gone. Reads files: call it off the loop.
 

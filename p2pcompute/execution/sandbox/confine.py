@@ -1,0 +1,51 @@
+"""What a worker does to itself before it loads a program: gives up rights on files, signals and system calls, for good.
+
+Runs in the worker's first thread, before any other exists: neither layer reaches threads that are there already. A layer that was found to
+work and now does not is an error that ends the worker; nothing is ever run with less than was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from p2pcompute.execution.sandbox import landlock, seccomp
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What a worker may keep; it travels to the worker as a msgpack map. `read`, `write`: as in `landlock.restrict`."""
+
+    landlock: bool = False
+    seccomp: bool = False
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    network: bool = False
+    gpu: bool = False
+    processes: bool = False
+    #: Whether the worker sees no processes but those of its sandbox.
+    own_processes: bool = False
+
+    def to_map(self) -> dict[str, Any]:
+        """For the first frame."""
+        return asdict(self)
+
+    @classmethod
+    def from_map(cls, given: Mapping[str, Any]) -> Confinement:
+        """As the peer sent it."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def apply(confinement: Confinement) -> None:
+    """Confine this process. Raises OSError where a layer fails."""
+    if confinement.landlock:
+        landlock.restrict(read=confinement.read, write=confinement.write, network=confinement.network)
+    if confinement.seccomp:
+        rules = seccomp.FilterRules(
+            processes=confinement.processes,
+            network=confinement.network,
+            gpu=confinement.gpu,
+            own_processes=confinement.own_processes,
+        )
+        seccomp.restrict(rules)

@@ -1,0 +1,83 @@
+"""What the owner of a peer lets workers have beyond their sandbox, and what of it one program gets.
+
+A grant is a text (`model/engine.py`). Refuses to know how anything is enforced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pcompute.model.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedFolder:
+    """A folder of the owner's, which tasks find at `place`."""
+
+    name: str
+    path: Path
+    writable: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it stands inside a sandbox."""
+        return f"{FOLDERS_AT}/{self.name}"
+
+
+#: Where granted folders stand inside a sandbox; each also in the environment variable `folder_variable(name)`.
+FOLDERS_AT = "/granted"
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What one worker has beyond its sandbox."""
+
+    folders: tuple[GrantedFolder, ...] = ()
+    network: bool = False
+    gpu: bool = False
+    processes: bool = False
+
+
+NO_GRANTS = Grants()
+
+
+def folder_variable(name: str) -> str:
+    """The variable that tells a task where a granted folder is: `P2PCOMPUTE_FOLDER_DATA` for "data"."""
+    return "P2PCOMPUTE_FOLDER_" + "".join(each if each.isalnum() else "_" for each in name.upper())
+
+
+def choose(asked: Collection[str], folders: Collection[GrantedFolder]) -> Grants:
+    """The grants that the texts `asked` stand for; whoever calls has made sure that the owner offers them.
+
+    `folders`: the owner's. Raises UsageError for a text that cannot be fulfilled here.
+    """
+    named = {folder.name: folder for folder in folders}
+    chosen: dict[str, GrantedFolder] = {}
+    network = gpu = processes = False
+    for text in sorted(asked):
+        kind, _, rest = text.partition(":")
+        match kind:
+            case "network" if not rest:
+                network = True
+            case "network":
+                raise UsageError(
+                    f"{text!r} cannot be granted: the kernel filters no single addresses for a process; grant network as a whole, or let "
+                    "the submitter bring the data along"
+                )
+            case "gpu":
+                gpu = True
+            case "processes":
+                processes = True
+            case "folder":
+                name, _, right = rest.partition(":")
+                folder = named.get(name)
+                if folder is None or (right == "rw" and not folder.writable):
+                    raise UsageError(f"{text!r} is not offered: the owner's configuration names no such folder")
+                writable = right == "rw" or (name in chosen and chosen[name].writable)
+                chosen[name] = GrantedFolder(name, Path(os.path.realpath(folder.path)), writable)
+            case _:
+                raise UsageError(f"{text!r} is no grant")
+    return Grants(tuple(chosen[name] for name in sorted(chosen)), network, gpu, processes)
