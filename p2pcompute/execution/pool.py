@@ -25,15 +25,18 @@ from typing import Any, TypeVar
 from p2pcompute.execution import process_tree
 from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.execution.engines.document import PLAIN, ProgramHead
-from p2pcompute.execution.launcher import DirectLauncher, Launcher, TemplateLauncher, can_fork
+from p2pcompute.execution.launcher import DirectLauncher, Launcher, Place, TemplateLauncher, can_fork
 from p2pcompute.execution.pool_channel import FrameChannel
-from p2pcompute.execution.pool_parts import make_worker
+from p2pcompute.execution.pool_parts import folder_of, make_worker, shelter_of
 from p2pcompute.execution.pool_types import PoolEvents, PoolSettings, ProgramKey, TaskEnd, TaskRun, WorkerInfo
 from p2pcompute.execution.pool_worker import PoolWorker, Sentence
 from p2pcompute.execution.resources import worker_environment
+from p2pcompute.execution.sandbox.sandboxes import SandboxLauncher
+from p2pcompute.execution.sandbox.shelter import Shelter
 from p2pcompute.model.errors import ResourceError, UsageError
 from p2pcompute.model.ids import BlobId
 from p2pcompute.model.job import Outcome
+from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock
 
 __all__ = ["PoolEvents", "PoolSettings", "ProgramKey", "TaskEnd", "TaskRun", "WorkerInfo", "WorkerPool"]
@@ -68,7 +71,8 @@ class WorkerPool:
         self._numbers = numbers if numbers is not None else itertools.count(1)
         #: The first launches; the template is missing from here once it keeps dying.
         self._launchers: list[Launcher] = []
-        self._template: TemplateLauncher | None = None
+        self._warm: TemplateLauncher | SandboxLauncher | None = None
+        self._shelter: Shelter | None = None
         #: Launcher of each living worker.
         self._launched_by: dict[int, Launcher] = {}
         #: The pool's own scratch folder, None before start.
@@ -86,21 +90,52 @@ class WorkerPool:
         self._loop = asyncio.get_running_loop()
         self._folder = self._make_folder()
         environment = worker_environment(os.environ, folder=self._folder, threads=self._settings.threads_per_worker)
-        direct = DirectLauncher(self, python=self._settings.python, environment=environment, folder=self._folder)
+        try:
+            self._shelter = await self._chore(lambda: shelter_of(self._settings, environment))
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+            raise
+        direct = DirectLauncher(
+            self, python=self._settings.python, environment=environment, folder=self._folder, shelter=self._shelter
+        )
         self._launchers = [direct]
         if self._settings.use_template and can_fork():
-            template = TemplateLauncher(
+            launcher = self._make_warm(self._shelter, environment)
+            launcher.start()
+            self._launchers.insert(0, launcher)
+            self._warm = launcher
+
+    def _make_warm(self, shelter: Shelter, environment: Mapping[str, str]) -> TemplateLauncher | SandboxLauncher:
+        preload = (*self._settings.preload, *(("pyseccomp",) if shelter.seccomp else ()))
+        launcher: TemplateLauncher | SandboxLauncher
+        if shelter.enclosure is not None:
+            launcher = SandboxLauncher(
+                self,
+                shelter=shelter,
+                environment=environment,
+                preload=preload,
+                offload=self._offload,
+                on_broken=lambda: self._launchers.remove(launcher),
+            )
+        else:
+            launcher = TemplateLauncher(
                 self,
                 python=self._settings.python,
                 environment=environment,
                 folder=self._folder,
-                preload=self._settings.preload,
+                preload=preload,
                 offload=self._offload,
-                on_broken=lambda: self._launchers.remove(template),
+                on_broken=lambda: self._launchers.remove(launcher),
+                shelter=shelter,
             )
-            template.start()
-            self._launchers.insert(0, template)
-            self._template = template
+        return launcher
+
+    @property
+    def isolation(self) -> Isolation:
+        """How workers are held, once started."""
+        assert self._shelter is not None, "asked before start()"
+        return self._shelter.level
 
     def _make_folder(self) -> Path:
         root = self._settings.folder
@@ -136,15 +171,21 @@ class WorkerPool:
         `program`: the bundle; `memory_bytes`: address space, None for the pool's own limit, never more than that; `head`: what the
         program says of itself. Raises ResourceError where the machine has no process, descriptor or disk left for it.
         """
-        if self._folder is None or not self._launchers:
+        if self._folder is None or not self._launchers or self._shelter is None:
             raise UsageError("the worker pool is not running: call start() first, and nothing after stop()")
+        place = Place(key, self._shelter.choose(head.demands.grants))
         limits = [each for each in (memory_bytes, self._settings.memory_bytes) if each is not None]
         number = next(self._numbers)
+        launcher = self._launchers[0]
+        berth = None
         try:
+            berth = launcher.berth(number, place, folder_of(self._folder, number))
             worker, connection, descriptors = make_worker(
                 number, key, self._folder, min(limits, default=None), self._clock.monotonic()
             )
         except OSError as error:
+            if berth is not None:
+                launcher.leave(number)
             raise ResourceError(
                 f"no worker process could be started: {error.strerror or error}; free descriptors or disk, or lend fewer slots"
             ) from error
@@ -157,14 +198,15 @@ class WorkerPool:
             self._offload,
         )
         settings = {
-            "folder": str(worker.folder),
+            "folder": berth.folder or str(worker.folder),
             "memory_bytes": worker.memory_bytes,
             "open_files_max": self._settings.open_files_max,
             "nice": self._settings.nice,
             "engine": head.engine.value,
+            "confinement": berth.confinement.to_map(),
+            "variables": dict(berth.variables),
         }
         worker.channel.send((protocol.LOAD, settings), program)
-        launcher = self._launchers[0]
         self._launched_by[number] = launcher
         launcher.launch(number, descriptors)
         self._look_within(self._settings.start_timeout_s)
@@ -209,8 +251,8 @@ class WorkerPool:
         for worker in list(self._workers.values()):
             self._condemn(worker, Sentence(0, Outcome.RETURNED_UNRUN, "the peer stops"))
         launchers, self._launchers = self._launchers, []
-        if self._template is not None and self._template not in launchers:
-            launchers.append(self._template)  # broken, but there may be workers that it forked
+        if self._warm is not None and self._warm not in launchers:
+            launchers.append(self._warm)  # broken, but there may be workers that it forked
         for launcher in launchers:
             await launcher.stop()
         for worker in list(self._workers.values()):

@@ -7,10 +7,13 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from p2pcompute.execution.pool_types import ProgramKey
+from p2pcompute.execution.pool_types import PoolSettings, ProgramKey
 from p2pcompute.execution.pool_worker import PoolWorker
+from p2pcompute.execution.sandbox.probe import probe
+from p2pcompute.execution.sandbox.shelter import Shelter, make_shelter
 from p2pcompute.execution.worker_main import Descriptors
 from p2pcompute.execution.worker_output import PIPE_BYTES
 from p2pcompute.execution.worker_protocol import StatePage
@@ -22,6 +25,23 @@ if sys.platform != "win32":
 SOCKET_BYTES = 1 << 20
 
 
+def folder_of(root: Path, number: int) -> Path:
+    """The folder of a worker within its pool's."""
+    return root / f"worker-{number}"
+
+
+def shelter_of(settings: PoolSettings, environment: Mapping[str, str]) -> Shelter:
+    """How this machine can hold workers. Blocks. Raises UsageError where that is less than `settings.isolation`."""
+    private = [Path.home(), *settings.private, *([settings.folder] if settings.folder is not None else [])]
+    return make_shelter(
+        probe(settings.python, environment, private),
+        least=settings.isolation,
+        most=settings.isolation_most,
+        scratch_bytes=settings.scratch_bytes,
+        folders=settings.folders,
+    )
+
+
 def make_worker(
     number: int, key: ProgramKey, root: Path, memory_bytes: int | None, now: float
 ) -> tuple[PoolWorker, socket.socket, Descriptors]:
@@ -30,7 +50,7 @@ def make_worker(
     Raises OSError, and leaves nothing behind then.
     """
     with contextlib.ExitStack() as undo:
-        folder = root / f"worker-{number}"
+        folder = folder_of(root, number)
         folder.mkdir(mode=0o700)
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         page, page_descriptor = StatePage.make()

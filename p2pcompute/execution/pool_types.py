@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from p2pcompute.execution.engines.document import PLAIN, ProgramHead
+from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import BlobId, PeerId, ProgramId
 from p2pcompute.model.job import Outcome
+from p2pcompute.model.peer import Isolation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ class PoolSettings:
     niceness. `folder`: where scratch folders are made, emptied at start; None for one in the system's temporary folder.
     `python`: the interpreter of workers. `preload`: modules that the template imports beforehand. `use_template`: fork
     workers from a warm template where the system can.
+
+    `isolation`: how well workers must be held at least, None for as well as this machine can; `isolation_most`: layers above this
+    level are left out. `scratch_bytes`: size of the scratch folder of a worker in a sandbox, which lies in memory. `folders`: what a program
+    may be granted. `private`: folders that no worker may see, whatever path variables say.
     """
 
     memory_bytes: int | None = None
@@ -66,6 +72,11 @@ class PoolSettings:
     preload: tuple[str, ...] = ()
     use_template: bool = sys.platform != "win32"
     start_timeout_s: float = limits.WORKER_START_TIMEOUT_S
+    isolation: Isolation | None = None
+    isolation_most: Isolation = Isolation.SANDBOX
+    scratch_bytes: int = limits.SCRATCH_BYTES
+    folders: tuple[GrantedFolder, ...] = ()
+    private: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads_per_worker < 1 or self.tasks_per_worker_max < 1 or self.start_timeout_s <= 0:

@@ -35,6 +35,8 @@ class Template:
         #: Pid by worker number, and back; exactly the children that are not reaped.
         self._pids: dict[int, int] = {}
         self._numbers: dict[int, int] = {}
+        #: Folders to be emptied when their workers are gone.
+        self._scratch: dict[int, str] = {}
         #: Descriptors that have come and whose frame has not been read.
         self._descriptors: list[int] = []
         self._received = bytearray()
@@ -82,8 +84,10 @@ class Template:
             head = protocol.parse_head(bytes(self._received[protocol.HEADER.size : end]))
             del self._received[:end]
             match head:
-                case [protocol.FORK, number]:
+                case [protocol.FORK, number, scratch]:
                     given, self._descriptors = self._descriptors[:_DESCRIPTORS], self._descriptors[_DESCRIPTORS:]
+                    if scratch:
+                        self._scratch[number] = scratch
                     self._fork(number, given)
                 case [protocol.KILL, number]:
                     if number in self._pids:
@@ -113,6 +117,8 @@ class Template:
         for pid, status in process_tree.reap_ended():
             number = self._numbers.pop(pid)
             del self._pids[number]
+            if number in self._scratch:
+                empty(self._scratch.pop(number))
             self._send(protocol.EXITED, number, status)
 
     def _send(self, *head: int) -> None:
@@ -120,8 +126,19 @@ class Template:
             self._connection.sendall(protocol.pack_frame(head))
 
 
+def empty(folder: str) -> None:
+    """Remove what is in a folder, as far as its rights allow."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
 def main(arguments: list[str]) -> None:
-    """Entry: number of the descriptor of the socket, scratch folder, names of modules to import beforehand."""
+    """Entry: number of the descriptor of the socket, folder to remove at the end or nothing, names of modules to import beforehand."""
     connection = socket.socket(fileno=int(arguments[0]))
     for module in arguments[2:]:
         importlib.import_module(module)
@@ -130,7 +147,8 @@ def main(arguments: list[str]) -> None:
     template = Template(connection)
     template.run()
     template.end_workers()
-    shutil.rmtree(arguments[1], ignore_errors=True)
+    if arguments[1]:
+        shutil.rmtree(arguments[1], ignore_errors=True)
 
 
 if __name__ == "__main__":

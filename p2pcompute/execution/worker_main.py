@@ -17,13 +17,14 @@ import socket
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from p2pcompute.execution import resources, task
 from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.execution.engines.worker_programs import RunsTasks, load_for
 from p2pcompute.execution.loader import ProgramLoadError
+from p2pcompute.execution.sandbox import confine
 from p2pcompute.execution.values import Handle
 from p2pcompute.execution.worker_handles import KEPT_BYTES_MAX
 from p2pcompute.execution.worker_output import STDERR, STDOUT, OutputCapture
@@ -69,6 +70,10 @@ class WorkerSettings:
     open_files_max: int
     nice: int
     engine: str = Engine.PYTHON
+    #: `Confinement`, as a map; empty: nothing is given up.
+    confinement: dict[str, Any] = field(default_factory=dict)
+    #: Of the environment, beside what every worker has.
+    variables: dict[str, str] = field(default_factory=dict)
 
 
 class Worker:
@@ -98,6 +103,12 @@ class Worker:
 
     def run(self) -> None:
         """Load, then work until the peer is gone."""
+        while self._to_load is None:
+            self._receive(blocking=True)
+        settings, _ = self._to_load
+        os.chdir(settings.folder)
+        # Before there is a second thread, which it would not reach.
+        confine.apply(confine.Confinement.from_map(settings.confinement))
         self._helper.start()
         os.register_at_fork(after_in_child=self._connection.close)
         while True:
@@ -225,8 +236,8 @@ class Worker:
 
     def _load(self, settings: WorkerSettings, program: bytearray) -> None:
         self._helper.tasks_run()
-        os.chdir(settings.folder)
         os.environ["HOME"] = os.environ["TMPDIR"] = settings.folder
+        os.environ.update(settings.variables)
         resources.apply_limits(
             memory_bytes=settings.memory_bytes, open_files_max=settings.open_files_max, nice=settings.nice
         )

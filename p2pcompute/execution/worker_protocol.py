@@ -64,7 +64,7 @@ NEWS = 15
 WANT_BLOB = 16
 
 # Peer to template, and back.
-#: [FORK, number, count of descriptors]; the descriptors travel beside it.
+#: [FORK, number, folder to empty after it, or nothing]; the descriptors travel beside it.
 FORK = 21
 #: [KILL, number]: kill the process group of this worker if it still is ours.
 KILL = 22

@@ -9,6 +9,7 @@ News of a task goes out before its end. Refuses to know: what a payload means.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -220,5 +221,6 @@ class Helper:
 def end_process_group() -> NoReturn:
     """Kill this worker and all that it has started: nobody is left to work for."""
     if os.getpgid(0) == os.getpid():
-        os.killpg(0, signal.SIGKILL)
+        with contextlib.suppress(PermissionError):  # a worker that may not start processes may signal none but itself
+            os.killpg(0, signal.SIGKILL)
     os._exit(0)

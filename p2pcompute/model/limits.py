@@ -463,6 +463,9 @@ CACHE_TTL_MAX_S = 86_400.0
 TASK_OUTPUT_BYTES_MAX = 64 * 1024
 #: Progress reports passed on, per task and second.
 PROGRESS_PER_SECOND = 5.0
+#: Scratch folder of a worker in a sandbox. It lies in memory, where no quota of a disk is needed: large against what Python and its libraries
+#: put there, small against the memory of a machine that lends; what needs more asks for a folder of the owner's.
+SCRATCH_BYTES = 256 << 20
 #: A worker is replaced after so many tasks: leaks of other people's code end here.
 TASKS_PER_WORKER_MAX = 100_000
 #: A worker process must say that it is ready within this.

@@ -38,7 +38,14 @@ HIDDEN = (
 #: What numeric libraries look at to count cores.
 _CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 _GPU_NODES = ("/dev/nvidia", "/dev/dri", "/dev/kfd")
-_GPU_FILES = ("/sys/bus/pci", "/sys/devices/pci0000:00", "/sys/class/drm", "/sys/module/nvidia", "/etc/vulkan", "/etc/OpenCL")
+GPU_FILES = (
+    "/sys/bus/pci",
+    "/sys/devices/pci0000:00",
+    "/sys/class/drm",
+    "/sys/module/nvidia",
+    "/etc/vulkan",
+    "/etc/OpenCL",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,14 @@ def version(program: str) -> tuple[int, ...]:
 def arguments(view: View) -> list[str]:
     """All arguments but the program and the command to run."""
     grants = view.grants
-    made = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--disable-userns"]
+    made = [
+        "--unshare-user",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--disable-userns",
+    ]
     if not grants.network:
         made.append("--unshare-net")
     made += ["--cap-drop", "ALL", "--uid", str(USER), "--gid", str(USER), "--hostname", "worker"]
@@ -117,7 +131,7 @@ def _binds(option: str, paths: Iterable[str]) -> list[str]:
 
 
 def _gpu() -> list[str]:
-    return [*_binds("--dev-bind", gpu_nodes()), *_binds("--ro-bind-try", _GPU_FILES)]
+    return [*_binds("--dev-bind", gpu_nodes()), *_binds("--ro-bind-try", GPU_FILES)]
 
 
 def as_data(words: Sequence[str]) -> bytes:

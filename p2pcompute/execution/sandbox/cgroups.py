@@ -139,7 +139,9 @@ def _version_2(root: Path, own: str) -> Cgroups | None:
             return None
         lacking = [each for each in CONTROLLERS if each not in wanted]
         text = f"version 2: {', '.join(wanted)} limited for each worker"
-        return Cgroups("v2", dict.fromkeys(wanted, base), text + (f"; {', '.join(lacking)} not delegated" if lacking else ""))
+        return Cgroups(
+            "v2", dict.fromkeys(wanted, base), text + (f"; {', '.join(lacking)} not delegated" if lacking else "")
+        )
     return None
 
 
@@ -173,7 +175,9 @@ def _settings(kind: str, controller: str, limits: GroupLimits) -> list[tuple[str
     quota = int(limits.cores * PERIOD_US)
     match kind, controller:
         case "v1", "memory":
-            return [] if memory is None else [("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)]
+            return (
+                [] if memory is None else [("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)]
+            )
         case "v2", "memory":
             return [] if memory is None else [("memory.max", memory), ("memory.swap.max", "0")]
         case _, "pids":

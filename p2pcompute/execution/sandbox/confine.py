@@ -34,7 +34,10 @@ class Confinement:
     @classmethod
     def from_map(cls, given: Mapping[str, Any]) -> Confinement:
         """As the peer sent it."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return cls(**plain)
 
 
 def apply(confinement: Confinement) -> None:

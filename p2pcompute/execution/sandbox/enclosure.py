@@ -80,16 +80,27 @@ class Enclosed:
 
     def outer_pid(self, pid: int) -> int | None:
         """The number that this system knows the process by which is `pid` inside and a child of the command; None where it is gone."""
+        command = self._command_pid()
+        for each in process_tree.children_of(command) if command is not None else ():
+            if process_tree.innermost_pid(each) == pid:
+                return each
+        return None
+
+    def kill_inside(self) -> bool:
+        """Kill the command with its group, if it has not ended; False where it is not known yet."""
+        first = self._first_pid()
+        if first is None:
+            return False
+        for each in process_tree.children_of(first):
+            process_tree.kill_group(each)
+        return True
+
+    def _command_pid(self) -> int | None:
         if self._command is None:
             first = self._first_pid()
             children = [] if first is None else process_tree.children_of(first)
             self._command = children[0] if children else None
-        if self._command is None:
-            return None
-        for each in process_tree.children_of(self._command):
-            if process_tree.innermost_pid(each) == pid:
-                return each
-        return None
+        return self._command
 
     def _first_pid(self) -> int | None:
         if self._news >= 0:

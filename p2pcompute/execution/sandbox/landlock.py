@@ -37,7 +37,8 @@ def abi() -> int:
     """The ABI of this kernel; 0 where it has no Landlock, or has it switched off."""
     if sys.platform != "linux":
         return 0
-    return max(_libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION), 0)
+    found: int = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
+    return max(found, 0)
 
 
 def handled_rights(version: int) -> tuple[int, int, int]:

@@ -107,7 +107,12 @@ def _probe(python: str, environment: Mapping[str, str], private: Collection[Path
             words = [python, "-P", "-c", _TRIAL, str(kept), str(lost), "shared"]
             found, broken = _try(
                 lambda: subprocess.Popen(
-                    words, env=dict(environment), cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                    words,
+                    env=dict(environment),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
                 )
             )
             if not found:
@@ -118,7 +123,11 @@ def _probe(python: str, environment: Mapping[str, str], private: Collection[Path
         Layer("system calls", not found["seccomp"], found["seccomp"] or "filtered by seccomp"),
         Layer("landlock", not found["landlock"], found["landlock"] or "files, signals and TCP held by Landlock"),
         Layer("cgroup", limits.kind != "", limits.text),
-        Layer("limits", True, "memory, open files and priority of each process; its family's memory and threads are watched"),
+        Layer(
+            "limits",
+            True,
+            "memory, open files and priority of each process; its family's memory and threads are watched",
+        ),
     )
     namespaces, filters, files = (layer.active for layer in layers[:3])
     if namespaces and filters:
@@ -184,7 +193,12 @@ def _try(start: Callable[[], subprocess.Popen[bytes]]) -> tuple[dict[str, str], 
 
 
 def _advice(said: str) -> str:
-    if "Operation not permitted" in said or "Permission denied" in said or "setting up uid map" in said or "namespace" in said:
+    if (
+        "Operation not permitted" in said
+        or "Permission denied" in said
+        or "setting up uid map" in said
+        or "namespace" in said
+    ):
         return (
             f"user namespaces are refused ({said}): allow them (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
             "kernel.apparmor_restrict_unprivileged_userns), or, in a container, run it with rights to make them"

@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> None:
             os.mkdir(place)
         else:
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
-        _must(libc.mount(f"/proc/self/fd/{descriptor}".encode(), place, None, _MS_BIND | _MS_REC, None), os.fsdecode(word))
+        _must(
+            libc.mount(f"/proc/self/fd/{descriptor}".encode(), place, None, _MS_BIND | _MS_REC, None), os.fsdecode(word)
+        )
         os.close(descriptor)
         staged[word] = place
     for at, word in enumerate(words[:-2]):

@@ -39,9 +39,12 @@ def _landlock(kept: str, lost: str) -> str:
 
 
 def _seccomp(*, own_processes: bool) -> str:
-    return _refused_after(
-        lambda: socket.socket().close(), lambda: seccomp.restrict(seccomp.FilterRules(own_processes=own_processes))
-    ) or _threads_work()
+    return (
+        _refused_after(
+            lambda: socket.socket().close(), lambda: seccomp.restrict(seccomp.FilterRules(own_processes=own_processes))
+        )
+        or _threads_work()
+    )
 
 
 def _threads_work() -> str:

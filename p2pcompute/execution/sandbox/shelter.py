@@ -1,0 +1,130 @@
+"""How the workers of one pool are held: the layers that work here, and what they leave to a worker with given grants.
+
+Refuses to know: processes, pools.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from p2pcompute.execution.sandbox import bubblewrap
+from p2pcompute.execution.sandbox.bubblewrap import View
+from p2pcompute.execution.sandbox.confine import Confinement
+from p2pcompute.execution.sandbox.enclosure import Enclosure
+from p2pcompute.execution.sandbox.grants import GrantedFolder, Grants, choose, folder_variable
+from p2pcompute.execution.sandbox.interpreter import NETWORK_FILES, SYSTEM_FILES, SYSTEM_FOLDERS, Interpreter
+from p2pcompute.execution.sandbox.probe import SandboxReport
+from p2pcompute.model.errors import UsageError
+from p2pcompute.model.peer import Isolation
+
+#: Scratch folders of one sandbox: how many workers of one program share namespaces.
+BERTHS = 16
+#: Where they are.
+SCRATCH_AT = "/tmp"
+#: Devices to write to.
+_DEVICES = tuple(f"/dev/{name}" for name in bubblewrap.DEVICES)
+_CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+#: Of the machine's `/proc`, where a worker has none of its own: what libraries look at, and the worker itself.
+_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/filesystems", "/proc/version", "/proc/uptime", "/proc/sys/vm", "/proc/sys/kernel/osrelease")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Shelter:
+    """See the file's docstring. `enclosure`: None where workers are ordinary processes."""
+
+    level: Isolation
+    interpreter: Interpreter | None
+    enclosure: Enclosure | None
+    seccomp: bool
+    landlock: bool
+    scratch_bytes: int
+    folders: tuple[GrantedFolder, ...] = ()
+
+    def choose(self, asked: Collection[str]) -> Grants:
+        """See `grants.choose`."""
+        return choose(asked, self.folders)
+
+    def view(self, grants: Grants) -> View:
+        """What a new sandbox shows; a program that may start processes has it to itself, for its processes may outlive its worker."""
+        assert self.interpreter is not None
+        count = 1 if grants.processes else BERTHS
+        return View(
+            self.interpreter,
+            grants,
+            tuple(f"{SCRATCH_AT}/{number}" for number in range(1, count + 1)),
+            self.scratch_bytes,
+        )
+
+    def confinement(self, folder: str, grants: Grants) -> Confinement:
+        """What a worker with this scratch folder does to itself."""
+        if not self.landlock and not self.seccomp:
+            return Confinement()
+        inside = self.enclosure is not None
+        read = [
+            *SYSTEM_FOLDERS,
+            *SYSTEM_FILES,
+            *_CORES,
+            *(self.interpreter.paths if self.interpreter is not None else ()),
+        ]
+        write = [folder, *_DEVICES]
+        if grants.network:
+            read += NETWORK_FILES
+        if grants.gpu:
+            write += bubblewrap.gpu_nodes()
+            read += bubblewrap.GPU_FILES
+        read += ("/proc",) if inside else _PROC
+        if inside:
+            write.append("/dev/shm")
+        for granted in grants.folders:
+            (write if granted.writable else read).append(granted.place if inside else str(granted.path))
+        return Confinement(
+            landlock=self.landlock,
+            seccomp=self.seccomp,
+            read=tuple(read),
+            write=tuple(write),
+            network=grants.network,
+            gpu=grants.gpu,
+            processes=grants.processes,
+            own_processes=inside,
+        )
+
+    def variables(self, grants: Grants) -> dict[str, str]:
+        """Environment variables that tell a worker where its grants are."""
+        inside = self.enclosure is not None
+        return {
+            folder_variable(granted.name): granted.place if inside else str(granted.path) for granted in grants.folders
+        }
+
+
+def make_shelter(
+    report: SandboxReport,
+    *,
+    least: Isolation | None,
+    most: Isolation,
+    scratch_bytes: int,
+    folders: tuple[GrantedFolder, ...] = (),
+) -> Shelter:
+    """The best that this machine can, up to `most`. Raises UsageError where that is below `least`."""
+    lacking = "" if least is None else report.lacking(least)
+    if lacking:
+        raise UsageError(f'{lacking}; `p2pcompute doctor` says more, or ask for less with isolation = "auto"')
+    confined = most.rank >= Isolation.RESTRICTED.rank and report.level.rank >= Isolation.RESTRICTED.rank
+    enclosure = report.enclosure if most.rank >= Isolation.SANDBOX.rank else None
+    without = report.seccomp and report.landlock
+    level = min((report.level, most), key=lambda each: each.rank)
+    if enclosure is None and not without:
+        confined, level = False, Isolation.PROCESS
+    return Shelter(
+        level=level,
+        interpreter=report.interpreter,
+        enclosure=enclosure,
+        seccomp=confined and report.seccomp,
+        landlock=confined and report.landlock,
+        scratch_bytes=scratch_bytes,
+        folders=tuple(
+            GrantedFolder(each.name, each.path.__class__(os.path.realpath(each.path)), each.writable)
+            for each in folders
+        ),
+    )
