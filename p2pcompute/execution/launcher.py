@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from p2pcompute.execution.pool_channel import FrameChannel, Offload
 from p2pcompute.execution.pool_types import ProgramKey
 from p2pcompute.execution.sandbox.bubblewrap import View
 from p2pcompute.execution.sandbox.confine import Confinement
-from p2pcompute.execution.sandbox.enclosure import Enclosed, Enclosure
+from p2pcompute.execution.sandbox.enclosure import Enclosed
 from p2pcompute.execution.sandbox.grants import NO_GRANTS, Grants
 from p2pcompute.execution.sandbox.shelter import Shelter
 from p2pcompute.execution.worker_main import Descriptors
@@ -81,8 +82,8 @@ class LauncherEvents(Protocol):
 class Launcher(Protocol):
     """See the file's docstring."""
 
-    def berth(self, number: int, place: Place, folder: Path) -> Berth:
-        """Find room for a worker that `launch` is to start; `folder`: the one that the pool makes for it. Raises OSError."""
+    def berth(self, number: int, place: Place, folder: Path | None) -> Berth:
+        """Find room for a worker that `launch` is to start; `folder`: the one that the pool makes for it, None in sandboxes. Raises OSError."""
 
     def leave(self, number: int) -> None:
         """Give its room back: it is not launched after all."""
@@ -101,7 +102,13 @@ class DirectLauncher:
     """Each worker is a fresh interpreter, child of the peer, in a sandbox of its own where sandboxes work."""
 
     def __init__(
-        self, events: LauncherEvents, *, python: str, environment: Mapping[str, str], folder: Path, shelter: Shelter
+        self,
+        events: LauncherEvents,
+        *,
+        python: str,
+        environment: Mapping[str, str],
+        folder: Path | None,
+        shelter: Shelter,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._events = events
@@ -115,7 +122,7 @@ class DirectLauncher:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._enclosed: dict[int, Enclosed] = {}
 
-    def berth(self, number: int, place: Place, folder: Path) -> Berth:
+    def berth(self, number: int, place: Place, folder: Path | None) -> Berth:
         """See Launcher."""
         self._grants[number] = place.grants
         inside = None
@@ -210,21 +217,24 @@ class TemplateLauncher:
         preload: tuple[str, ...],
         offload: Offload,
         on_broken: Callable[[], None],
-        shelter: Shelter | None = None,
-        enclosure: tuple[Enclosure, View] | None = None,
+        shelter: Shelter,
+        grants: Grants = NO_GRANTS,
+        enclosed: bool = False,
     ) -> None:
-        """`folder`: of workers outside of sandboxes. `shelter`: what they do to themselves. `enclosure`: the sandbox, with its view."""
+        """`folder`: of workers outside of sandboxes. `enclosed`: be a sandbox, in which all workers have `grants`."""
         self._loop = asyncio.get_running_loop()
         self._events = events
         self._command = [python, "-P", "-c", _TEMPLATE]
-        self._arguments = [str(folder or ""), *preload]
+        rules = shelter.confinement("", grants).rules() if shelter.seccomp else None
+        self._arguments = [str(folder or ""), "" if rules is None else json.dumps(asdict(rules)), *preload]
         self._environment = dict(environment)
         self._folder = folder
         self._offload = offload
         #: Called when templates keep dying, or one that is enclosed has died: nothing can be launched here after that.
         self._on_broken = on_broken
         self._shelter = shelter
-        self._enclosure = enclosure
+        #: What the sandbox shows, None outside of sandboxes.
+        self._view: View | None = shelter.view(grants) if enclosed else None
         self._enclosed: Enclosed | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrameChannel | None = None
@@ -254,9 +264,11 @@ class TemplateLauncher:
 
     def _start_process(self, descriptor: int) -> subprocess.Popen[bytes]:
         command = [*self._command, str(descriptor), *self._arguments]
-        if self._enclosure is not None:
-            enclosure, view = self._enclosure
-            self._enclosed = enclosure.start(view, command, (descriptor,), self._environment, stdout=subprocess.DEVNULL)
+        if self._view is not None:
+            assert self._shelter.enclosure is not None
+            self._enclosed = self._shelter.enclosure.start(
+                self._view, command, (descriptor,), self._environment, stdout=subprocess.DEVNULL
+            )
             return self._enclosed.process
         return subprocess.Popen(
             command,
@@ -268,9 +280,8 @@ class TemplateLauncher:
             start_new_session=True,
         )
 
-    def berth(self, number: int, place: Place, folder: Path) -> Berth:
+    def berth(self, number: int, place: Place, folder: Path | None) -> Berth:
         """See Launcher; for workers outside of sandboxes."""
-        assert self._shelter is not None
         confinement = self._shelter.confinement(str(folder), place.grants)
         return Berth(None, confinement, self._shelter.variables(place.grants))
 
@@ -317,7 +328,7 @@ class TemplateLauncher:
     def _on_closed(self, lie: str | None) -> None:
         """The template died, or might as well: start another, or give up on templates."""
         self._drop_template()
-        if self._enclosure is not None:
+        if self._view is not None:
             self._pids.clear()  # the sandbox went, and all in it
             self._asked.clear()
             self._on_broken()

@@ -27,7 +27,7 @@ from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.execution.engines.document import PLAIN, ProgramHead
 from p2pcompute.execution.launcher import DirectLauncher, Launcher, Place, TemplateLauncher, can_fork
 from p2pcompute.execution.pool_channel import FrameChannel
-from p2pcompute.execution.pool_parts import folder_of, make_worker, shelter_of
+from p2pcompute.execution.pool_parts import make_worker, shelter_of
 from p2pcompute.execution.pool_types import PoolEvents, PoolSettings, ProgramKey, TaskEnd, TaskRun, WorkerInfo
 from p2pcompute.execution.pool_worker import PoolWorker, Sentence
 from p2pcompute.execution.resources import worker_environment
@@ -75,7 +75,7 @@ class WorkerPool:
         self._shelter: Shelter | None = None
         #: Launcher of each living worker.
         self._launched_by: dict[int, Launcher] = {}
-        #: The pool's own scratch folder, None before start.
+        #: The pool's own scratch folder; None before start, and where workers have theirs in sandboxes.
         self._folder: Path | None = None
         #: Blocking trifles: removing folders, weighing processes, joining large values.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="p2pcompute-pool")
@@ -88,14 +88,14 @@ class WorkerPool:
     async def start(self) -> None:
         """Make the scratch folder and start the template; returns before the template is warm."""
         self._loop = asyncio.get_running_loop()
-        self._folder = self._make_folder()
-        environment = worker_environment(os.environ, folder=self._folder, threads=self._settings.threads_per_worker)
-        try:
-            self._shelter = await self._chore(lambda: shelter_of(self._settings, environment))
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-            raise
+        environment = worker_environment(os.environ, threads=self._settings.threads_per_worker)
+        self._shelter = await self._chore(lambda: shelter_of(self._settings, environment))
+        if self._settings.folder is not None:
+            # Left by a peer that was killed; the instance's lock says it is ours.
+            shutil.rmtree(self._settings.folder / "workers", ignore_errors=True)
+        if self._shelter.enclosure is None:
+            self._folder = self._make_folder()
+            environment["HOME"] = environment["TMPDIR"] = str(self._folder)
         direct = DirectLauncher(
             self, python=self._settings.python, environment=environment, folder=self._folder, shelter=self._shelter
         )
@@ -107,11 +107,12 @@ class WorkerPool:
             self._warm = launcher
 
     def _make_warm(self, shelter: Shelter, environment: Mapping[str, str]) -> TemplateLauncher | SandboxLauncher:
-        preload = (*self._settings.preload, *(("pyseccomp",) if shelter.seccomp else ()))
+        preload = self._settings.preload
         launcher: TemplateLauncher | SandboxLauncher
         if shelter.enclosure is not None:
             launcher = SandboxLauncher(
                 self,
+                python=self._settings.python,
                 shelter=shelter,
                 environment=environment,
                 preload=preload,
@@ -142,7 +143,6 @@ class WorkerPool:
         if root is None:
             return Path(tempfile.mkdtemp(prefix="p2pcompute-"))
         folder = root / "workers"
-        shutil.rmtree(folder, ignore_errors=True)  # left by a peer that was killed; the instance's lock says it is ours
         folder.mkdir(parents=True, mode=0o700)
         return folder
 
@@ -171,7 +171,7 @@ class WorkerPool:
         `program`: the bundle; `memory_bytes`: address space, None for the pool's own limit, never more than that; `head`: what the
         program says of itself. Raises ResourceError where the machine has no process, descriptor or disk left for it.
         """
-        if self._folder is None or not self._launchers or self._shelter is None:
+        if not self._launchers or self._shelter is None:
             raise UsageError("the worker pool is not running: call start() first, and nothing after stop()")
         place = Place(key, self._shelter.choose(head.demands.grants))
         limits = [each for each in (memory_bytes, self._settings.memory_bytes) if each is not None]
@@ -179,9 +179,10 @@ class WorkerPool:
         launcher = self._launchers[0]
         berth = None
         try:
-            berth = launcher.berth(number, place, folder_of(self._folder, number))
+            folder = None if self._folder is None else self._folder / f"worker-{number}"
+            berth = launcher.berth(number, place, folder)
             worker, connection, descriptors = make_worker(
-                number, key, self._folder, min(limits, default=None), self._clock.monotonic()
+                number, key, folder, min(limits, default=None), self._clock.monotonic()
             )
         except OSError as error:
             if berth is not None:
@@ -368,7 +369,8 @@ class WorkerPool:
         ended = worker.blamed(cause, self._clock.monotonic())
         unfinished = worker.unfinished()
         worker.close()
-        self._chore(lambda: shutil.rmtree(worker.folder, ignore_errors=True))
+        if worker.folder is not None:
+            self._chore(lambda: shutil.rmtree(str(worker.folder), ignore_errors=True))
         if printed:
             self._events.task_news(number, [], printed)
         if ended is not None:

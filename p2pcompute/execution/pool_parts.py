@@ -25,11 +25,6 @@ if sys.platform != "win32":
 SOCKET_BYTES = 1 << 20
 
 
-def folder_of(root: Path, number: int) -> Path:
-    """The folder of a worker within its pool's."""
-    return root / f"worker-{number}"
-
-
 def shelter_of(settings: PoolSettings, environment: Mapping[str, str]) -> Shelter:
     """How this machine can hold workers. Blocks. Raises UsageError where that is less than `settings.isolation`."""
     private = [Path.home(), *settings.private, *([settings.folder] if settings.folder is not None else [])]
@@ -43,16 +38,16 @@ def shelter_of(settings: PoolSettings, environment: Mapping[str, str]) -> Shelte
 
 
 def make_worker(
-    number: int, key: ProgramKey, root: Path, memory_bytes: int | None, now: float
+    number: int, key: ProgramKey, folder: Path | None, memory_bytes: int | None, now: float
 ) -> tuple[PoolWorker, socket.socket, Descriptors]:
     """A new worker's state, our end of its socket, and the descriptors for its process, which the caller hands on.
 
-    Raises OSError, and leaves nothing behind then.
+    `folder`: its scratch folder, to be made; None where it has one in a sandbox. Raises OSError, and leaves nothing behind then.
     """
     with contextlib.ExitStack() as undo:
-        folder = folder_of(root, number)
-        folder.mkdir(mode=0o700)
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        if folder is not None:
+            folder.mkdir(mode=0o700)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
         page, page_descriptor = StatePage.make()
         undo.callback(os.close, page_descriptor)
         undo.callback(page.close)

@@ -53,7 +53,7 @@ class PoolWorker:
         *,
         number: int,
         key: ProgramKey,
-        folder: Path,
+        folder: Path | None,
         page: protocol.StatePage,
         outputs: tuple[int, int],
         lifeline: int,

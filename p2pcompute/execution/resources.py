@@ -45,8 +45,8 @@ THREAD_VARIABLES = (
 )
 
 
-def worker_environment(inherited: Mapping[str, str], *, folder: Path, threads: int) -> dict[str, str]:
-    """The environment of a worker: nothing of ours, nothing secret, its own home, threads held to `threads`.
+def worker_environment(inherited: Mapping[str, str], *, threads: int) -> dict[str, str]:
+    """The environment of a worker: nothing of ours, nothing secret, threads held to `threads`; its launcher adds a home.
 
     `p2pcompute` is importable whichever way it was installed, also from the user's own site folder, which would
     otherwise vanish with the real HOME.
@@ -60,7 +60,6 @@ def worker_environment(inherited: Mapping[str, str], *, folder: Path, threads: i
     user_base = site.getuserbase()
     if user_base:
         environment["PYTHONUSERBASE"] = user_base
-    environment["HOME"] = environment["TMPDIR"] = str(folder)
     # Each malloc arena reserves 64 MiB of address space, which RLIMIT_AS counts although nothing is used.
     environment["MALLOC_ARENA_MAX"] = str(max(threads, 1))
     environment.update(dict.fromkeys(THREAD_VARIABLES, str(max(threads, 1))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import json
 import os
 import select
 import shutil
@@ -20,6 +21,7 @@ import time
 
 from p2pcompute.execution import process_tree, worker_main
 from p2pcompute.execution import worker_protocol as protocol
+from p2pcompute.execution.sandbox import seccomp
 
 _DESCRIPTORS = len(worker_main.Descriptors.__slots__)
 _RECEIVE_BYTES = 64 * 1024
@@ -138,9 +140,12 @@ def empty(folder: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry: number of the descriptor of the socket, folder to remove at the end or nothing, names of modules to import beforehand."""
+    """Entry: number of the descriptor of the socket, folder to remove at the end or nothing, rules of a filter of system calls to make
+    beforehand as JSON or nothing, names of modules to import."""
     connection = socket.socket(fileno=int(arguments[0]))
-    for module in arguments[2:]:
+    if arguments[2]:
+        seccomp.compiled(seccomp.FilterRules(**json.loads(arguments[2])))
+    for module in arguments[3:]:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from p2pcompute.execution.sandbox import landlock, seccomp
+from p2pcompute.execution.sandbox.seccomp import FilterRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,12 @@ class Confinement:
     processes: bool = False
     #: Whether the worker sees no processes but those of its sandbox.
     own_processes: bool = False
+
+    def rules(self) -> FilterRules:
+        """Of its filter of system calls."""
+        return FilterRules(
+            processes=self.processes, network=self.network, gpu=self.gpu, own_processes=self.own_processes
+        )
 
     def to_map(self) -> dict[str, Any]:
         """For the first frame."""
@@ -45,10 +52,4 @@ def apply(confinement: Confinement) -> None:
     if confinement.landlock:
         landlock.restrict(read=confinement.read, write=confinement.write, network=confinement.network)
     if confinement.seccomp:
-        rules = seccomp.FilterRules(
-            processes=confinement.processes,
-            network=confinement.network,
-            gpu=confinement.gpu,
-            own_processes=confinement.own_processes,
-        )
-        seccomp.restrict(rules)
+        seccomp.restrict(confinement.rules())

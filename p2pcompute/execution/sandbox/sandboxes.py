@@ -53,6 +53,7 @@ class SandboxLauncher:
         self,
         events: LauncherEvents,
         *,
+        python: str,
         shelter: Shelter,
         environment: Mapping[str, str],
         preload: tuple[str, ...],
@@ -61,6 +62,7 @@ class SandboxLauncher:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._events = events
+        self._python = python
         self._shelter = shelter
         self._environment = {**environment, **INSIDE}
         self._preload = preload
@@ -83,7 +85,7 @@ class SandboxLauncher:
         """Make the spare; it is ready when its template has imported the runtime. Raises OSError."""
         self._spare = self._open(NO_GRANTS)
 
-    def berth(self, number: int, place: Place, folder: Path) -> Berth:
+    def berth(self, number: int, place: Place, folder: Path | None) -> Berth:
         """See Launcher. Raises OSError where no sandbox can be made."""
         sandbox = next((each for each in self._sandboxes if each.place == place and each.berths), None)
         if sandbox is None:
@@ -157,20 +159,20 @@ class SandboxLauncher:
     # --- making
 
     def _open(self, grants: Grants) -> _Sandbox:
-        view = self._shelter.view(grants)
-        assert self._shelter.enclosure is not None
         sandbox: _Sandbox
         template = TemplateLauncher(
             self,
-            python=view.interpreter.python,
+            python=self._python,
             environment=self._environment,
             folder=None,
             preload=self._preload,
             offload=self._offload,
             on_broken=lambda: self._ended(sandbox),
-            enclosure=(self._shelter.enclosure, view),
+            shelter=self._shelter,
+            grants=grants,
+            enclosed=True,
         )
-        sandbox = _Sandbox(template, grants, list(view.scratch))
+        sandbox = _Sandbox(template, grants, list(self._shelter.view(grants).scratch))
         template.start()
         return sandbox
 

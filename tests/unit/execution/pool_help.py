@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from p2pcompute.execution.engines.document import ProgramHead
 from p2pcompute.execution.pool import PoolSettings, ProgramKey, TaskEnd, TaskRun, WorkerPool
+from p2pcompute.model.engine import Demands
 from p2pcompute.model.ids import BlobId, PeerId, ProgramId
 from p2pcompute.model.job import Outcome
 from tests.unit.execution.program_help import encode_arguments, make_program
@@ -100,9 +102,12 @@ class Bench:
         self.seen = recorder
         self._entries: dict[int, list[str]] = {}
 
-    def spawn(self, source: str, memory_bytes: int | None = None) -> int:
+    def spawn(
+        self, source: str, memory_bytes: int | None = None, *, grants: tuple[str, ...] = (), submitter: int = 0
+    ) -> int:
         data, entries = make_program(source)
-        worker = self.pool.spawn(ProgramKey(PeerId(bytes(32)), ProgramId(bytes(32))), data, memory_bytes)
+        key = ProgramKey(PeerId(bytes([submitter]) * 32), ProgramId(bytes(32)))
+        worker = self.pool.spawn(key, data, memory_bytes, ProgramHead(demands=Demands(grants=grants)))
         self._entries[worker] = entries
         return worker
 

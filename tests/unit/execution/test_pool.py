@@ -15,6 +15,7 @@ from p2pcompute.model import limits
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import PeerId, ProgramId
 from p2pcompute.model.job import Outcome
+from p2pcompute.model.peer import Isolation
 from tests.unit.execution.pool_help import bench, eventually, is_alive, open_descriptors
 from tests.unit.execution.program_help import decode_value, encode_arguments, failure_text
 
@@ -375,8 +376,9 @@ def test_retire_and_stop_hand_back_everything() -> None:
 
 def test_children_of_user_code_die_with_its_worker() -> None:
     async def main() -> None:
-        async with bench() as on:
-            worker = on.spawn(BASIC)
+        # Outside of a sandbox, where the child's number and file are the machine's.
+        async with bench(isolation_most=Isolation.RESTRICTED) as on:
+            worker = on.spawn(BASIC, grants=("processes",))
             folder = decode_value((await on.call(worker, 0, "here")).payload)
             on.pool.run(worker, [on.task(worker, 1, "with_child")])
             path = Path(folder, "child")
@@ -416,7 +418,7 @@ def test_a_forked_child_that_returns_is_not_a_second_worker() -> None:
 
     async def main() -> None:
         async with bench() as on:
-            worker = on.spawn(source)
+            worker = on.spawn(source, grants=("processes",))
             assert decode_value((await on.call(worker, 0, "fork")).payload) == 0
             assert decode_value((await on.call(worker, 1, "same", 1)).payload) == 1
 
@@ -471,7 +473,7 @@ def test_a_jobs_limit_lowers_the_pools_and_never_raises_it() -> None:
 def test_a_family_of_processes_is_weighed_together() -> None:
     async def main() -> None:
         async with bench(memory_bytes=256 << 20) as on:
-            worker = on.spawn(MEMORY)
+            worker = on.spawn(MEMORY, grants=("processes",))
             on.pool.run(worker, [on.task(worker, 0, "family", 90, 4), on.task(worker, 1, "same", 1)])
             unfinished, cause, outcome = await on.gone(worker)
             assert on.seen.outcome(0) is outcome is Outcome.OUT_OF_MEMORY

@@ -13,6 +13,7 @@ import pytest
 
 from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.model.job import Outcome
+from p2pcompute.model.peer import Isolation
 from tests.unit.execution.pool_help import bench, eventually, exists, is_alive
 from tests.unit.execution.program_help import decode_value
 
@@ -92,8 +93,7 @@ async def main():
         await on.call(idle, 1, "same", 1)
         on.pool.run(busy, [on.task(busy, 2, {entry!r})])
         await on.running(busy, 2)
-        folder = on.pool._folder
-        print(folder, *[info.pid for info in on.pool.workers.values()], flush=True)
+        print(on.pool._folder or "-", *[info.pid for info in on.pool.workers.values()], flush=True)
         await asyncio.sleep(600)
 
 asyncio.run(main())
@@ -118,13 +118,13 @@ def test_no_worker_outlives_a_peer_that_is_killed(entry: str, use_template: bool
             await eventually(lambda: not exists(folder))
 
     asyncio.run(main())
-    if not use_template:
+    if exists(folder):
         subprocess.run(["rm", "-r", folder], check=True)
 
 
 def test_workers_survive_the_death_of_their_template() -> None:
     async def main() -> None:
-        async with bench() as on:
+        async with bench(isolation_most=Isolation.RESTRICTED) as on:
             first = on.spawn(INSIDE)
             before = decode_value((await on.call(first, 0, "surroundings")).payload)["parent"]
             os.kill(before, signal.SIGKILL)
@@ -143,7 +143,7 @@ def test_workers_survive_the_death_of_their_template() -> None:
 
 def test_a_template_that_keeps_dying_is_done_without() -> None:
     async def main() -> None:
-        async with bench() as on:
+        async with bench(isolation_most=Isolation.RESTRICTED) as on:
             templates = set()
             for number in range(4):
                 worker = on.spawn(INSIDE)
@@ -153,7 +153,7 @@ def test_a_template_that_keeps_dying_is_done_without() -> None:
                 assert parent not in templates
                 templates.add(parent)
                 os.kill(parent, signal.SIGKILL)
-                await eventually(lambda: on.pool._template and on.pool._template.pid != parent)  # noqa: B023 - awaited before the next turn
+                await eventually(lambda: on.pool._warm and on.pool._warm.pid != parent)  # noqa: B023 - awaited before the next turn
             assert len(templates) == 3
 
     asyncio.run(main())
@@ -161,8 +161,8 @@ def test_a_template_that_keeps_dying_is_done_without() -> None:
 
 def test_a_request_that_dies_with_the_template_is_reported() -> None:
     async def main() -> None:
-        async with bench() as on:
-            template = on.pool._template
+        async with bench(isolation_most=Isolation.RESTRICTED) as on:
+            template = on.pool._warm
             assert template is not None
             assert template.pid is not None
             os.kill(template.pid, signal.SIGSTOP)
@@ -175,20 +175,26 @@ def test_a_request_that_dies_with_the_template_is_reported() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("level", [Isolation.PROCESS, Isolation.RESTRICTED, Isolation.SANDBOX])
 @pytest.mark.parametrize("use_template", [True, False], ids=["template", "direct"])
-def test_a_worker_finds_a_clean_place(use_template: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_finds_a_clean_place(use_template: bool, level: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PCOMPUTE_HOME", "/secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("LC_TIME", "C")
 
     async def main() -> None:
-        async with bench(use_template=use_template, threads_per_worker=3, nice=4, memory_bytes=1 << 30) as on:
+        async with bench(
+            use_template=use_template, threads_per_worker=3, nice=4, memory_bytes=1 << 30, isolation_most=level
+        ) as on:
+            inside = on.pool.isolation is Isolation.SANDBOX
             worker, other = on.spawn(INSIDE), on.spawn(INSIDE)
             there = decode_value((await on.call(worker, 0, "surroundings")).payload)
             elsewhere = decode_value((await on.call(other, 1, "surroundings")).payload)
             environment = there["environment"]
             assert not [name for name in environment if name.startswith(("P2PCOMPUTE", "AWS"))]
-            assert environment["HOME"] == environment["TMPDIR"] == there["folder"] != elsewhere["folder"]
+            assert environment["HOME"] == environment["TMPDIR"] == there["folder"]
+            # Two workers of one program share a sandbox where they are forked in it; else the same name means two folders.
+            assert (there["folder"] == elsewhere["folder"]) is (inside and not use_template)
             assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "3"
             assert environment["LC_TIME"] == "C"
             numbers = dict(map(tuple, there["descriptors"]))
@@ -205,8 +211,9 @@ def test_a_worker_finds_a_clean_place(use_template: bool, monkeypatch: pytest.Mo
             assert there["blocked"] == 0
             on.pool.retire(worker)
             await on.gone(worker)
-            await eventually(lambda: not exists(there["folder"]))
-            assert exists(elsewhere["folder"])
+            if not inside:
+                await eventually(lambda: not exists(there["folder"]))
+                assert exists(elsewhere["folder"])
         assert not exists(elsewhere["folder"])
 
     asyncio.run(main())
@@ -274,7 +281,7 @@ def test_a_result_for_a_task_that_was_never_given_is_dropped() -> None:
 def test_a_child_that_keeps_the_descriptors_does_not_hide_its_workers_death() -> None:
     async def main() -> None:
         async with bench() as on:
-            worker = on.spawn(INSIDE)
+            worker = on.spawn(INSIDE, grants=("processes",))
             on.pool.run(worker, [on.task(worker, 0, "fork_and_stay")])
             assert (await on.gone(worker))[2] is Outcome.WORKER_DIED
             assert "status 1" in on.seen.gone[worker][1]

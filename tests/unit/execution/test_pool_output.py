@@ -88,7 +88,7 @@ def odd_reports():
 def test_output_of_every_kind_is_caught() -> None:
     async def main() -> None:
         async with bench() as on:
-            worker = on.spawn(CHATTY)
+            worker = on.spawn(CHATTY, grants=("processes",))
             await on.call(worker, 0, "all_ways")
             out, err = on.seen.printed(0, 1).decode(), on.seen.printed(0, 2).decode()
             for line in ("python out", "descriptor out", "child out", "c out"):
