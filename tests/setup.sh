@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets ready what tests want beyond Python packages, each where it may:
 #   - ip, tc and nft for the tests in network namespaces, and miniupnpd for their routers (installed with apt-get as root),
+#   - bubblewrap and libseccomp for the tests of the sandbox (installed with apt-get as root),
 #   - further Python versions with the product installed, for jobs whose peers run different ones (.venv-3.12 …).
 # Whatever cannot be had is named; the tests that need it skip with the same reason. Writes .test-env, which tests/conftest.py reads.
 #
@@ -53,15 +54,17 @@ command -v ip >/dev/null && command -v tc >/dev/null || missing+=(iproute2)
 command -v nft >/dev/null || missing+=(nftables)
 # The daemon alone: the package miniupnpd would start it on this machine, too.
 command -v miniupnpd >/dev/null || missing+=(miniupnpd-nftables)
+command -v bwrap >/dev/null || missing+=(bubblewrap)
+ldconfig -p 2>/dev/null | grep -q libseccomp.so.2 || missing+=(libseccomp2)
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "installing ${missing[*]} for the tests in network namespaces"
+        echo "installing ${missing[*]} for the tests in namespaces"
         export DEBIAN_FRONTEND=noninteractive
         { apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
             { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; }; } >/dev/null ||
-            echo "could not install ${missing[*]}: the tests in network namespaces will skip" >&2
+            echo "could not install ${missing[*]}: the tests in namespaces will skip" >&2
     else
-        echo "${missing[*]} missing, and this is not root on a machine with apt-get: the tests in network namespaces will skip" >&2
+        echo "${missing[*]} missing, and this is not root on a machine with apt-get: the tests in namespaces will skip" >&2
     fi
 fi
 

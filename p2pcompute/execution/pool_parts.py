@@ -34,6 +34,7 @@ def shelter_of(settings: PoolSettings, environment: Mapping[str, str]) -> Shelte
         most=settings.isolation_most,
         scratch_bytes=settings.scratch_bytes,
         folders=settings.folders,
+        whole_network=settings.whole_network,
     )
 
 

@@ -59,7 +59,7 @@ class PoolSettings:
 
     `isolation`: how well workers must be held at least, None for as well as this machine can; `isolation_most`: layers above this
     level are left out. `scratch_bytes`: size of the scratch folder of a worker in a sandbox, which lies in memory. `folders`: what a program
-    may be granted. `private`: folders that no worker may see, whatever path variables say.
+    may be granted; `whole_network`: who asks for one address may get the network. `private`: folders that no worker may see, whatever path variables say.
     """
 
     memory_bytes: int | None = None
@@ -76,6 +76,7 @@ class PoolSettings:
     isolation_most: Isolation = Isolation.SANDBOX
     scratch_bytes: int = limits.SCRATCH_BYTES
     folders: tuple[GrantedFolder, ...] = ()
+    whole_network: bool = False
     private: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

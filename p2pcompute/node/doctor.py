@@ -23,6 +23,7 @@ from typing import Any
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import P2PComputeError
+from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock, Entropy
 from p2pcompute.node.config import PeerConfig, load_config
 from p2pcompute.node.folders import Folders
@@ -50,6 +51,16 @@ CLOCK_OLDEST_S = 1_735_689_600.0
 DISK_FREE_MIN_BYTES = 1 << 30
 KEY_FILE = "key.pem"
 _DAY_S = 86_400.0
+
+
+#: How other people's tasks run at each level.
+ISOLATION_WORDS = {
+    Isolation.PROCESS: "other people's tasks run as processes of your user with limits of time and memory; they can read what you "
+    "can read. Let only people in whom you trust",
+    Isolation.RESTRICTED: "other people's tasks run as processes that may open no files of yours, no connections, and signal nobody; they "
+    "share this system with you in all else",
+    Isolation.SANDBOX: "other people's tasks see nothing of this machine but system programs and Python, and reach nothing outside",
+}
 
 
 class Level(enum.StrEnum):
@@ -86,7 +97,8 @@ class Doctor:
         config, finding = self._config(file)
         found.append(finding)
         found += [*self._data_folder(), *self._keys(), *self._clock_finding(), *self._memberships()]
-        found += [*await self._running(), *self._ports(config), *self._broadcast(config), *self._hardware()]
+        found += [*await self._running(), *self._ports(config), *self._broadcast(config)]
+        found += [*self._isolation(config), *self._hardware()]
         return found
 
     # --- the program ----------------------------------------------------------------------------------------------------
@@ -282,15 +294,25 @@ class Doctor:
                 "peers on this machine still meet; name others with --bootstrap",
             )
 
-    def _hardware(self) -> Iterator[Finding]:
-        from p2pcompute.execution.probes import gpu_summary, isolation
+    def _isolation(self, config: PeerConfig) -> Iterator[Finding]:
+        from p2pcompute.execution.probes import sandbox_report
+        from p2pcompute.node.offers import wanted_isolation
 
-        words = {
-            "process": "other people's tasks run as processes of your user with limits of time and memory; they can read what you "
-            "can read. Let only people in whom you trust"
-        }
-        level = isolation().value
-        yield Finding("isolation", Level.OK, f"{level}: {words.get(level, 'tasks are shut in')}")
+        report = sandbox_report()
+        wanted = wanted_isolation(config)
+        lacking = "" if wanted is None else report.lacking(wanted)
+        if lacking:
+            yield Finding(
+                "isolation", Level.FAIL, lacking, "repair what is named below, or ask for less: isolation = auto"
+            )
+        else:
+            yield Finding("isolation", Level.OK, f"{report.level}: {ISOLATION_WORDS[report.level]}")
+        for layer in report.layers:
+            yield Finding(f"  {layer.name}", Level.OK if layer.active else Level.WARN, layer.text)
+
+    def _hardware(self) -> Iterator[Finding]:
+        from p2pcompute.execution.probes import gpu_summary
+
         try:
             gpus = gpu_summary().gpus
         except P2PComputeError as error:

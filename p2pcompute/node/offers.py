@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from p2pcompute.execution.engines.document import ProgramHead
 from p2pcompute.execution.loader import missing_requirements
 from p2pcompute.execution.pool import PoolEvents, PoolSettings, WorkerPool
-from p2pcompute.execution.probes import isolation
+from p2pcompute.execution.probes import sandbox_report
 from p2pcompute.execution.program import Requirement
+from p2pcompute.execution.sandbox.grants import ONE_ADDRESS, GrantedFolder
 from p2pcompute.execution.workshop import Workshop
 from p2pcompute.model.engine import Engine, grants_of, is_granted
+from p2pcompute.model.errors import UsageError
 from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.config import PeerConfig
+
+#: Engines whose programs run as processes of this system.
+_PROCESSES = frozenset({Engine.PYTHON, Engine.COMMAND})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Offers:
             has = self.isolation_of(program.engine)
             return Lacking("isolation", f"the program demands isolation {wanted} or better, this peer gives {has}")
         for grant in program.demands.grants:
+            if grant.startswith("network:") and program.engine in _PROCESSES and "network" not in self.grants:
+                return Lacking("grant", f"the program needs {grant!r}: {ONE_ADDRESS}")
             if not is_granted(grant, self.grants):
                 return Lacking("grant", f"the program needs {grant!r}, which the owner of this peer does not grant")
         return None
@@ -62,17 +69,36 @@ class Offers:
 
 
 def offers_of(config: PeerConfig) -> Offers:
-    """What the peer offers, by its configuration and by what works on this machine."""
+    """What the peer offers, by its configuration and by what works on this machine, which is tried: blocks for a while.
+
+    Raises UsageError where workers cannot be held as well as the owner wants.
+    """
     works = (Engine.PYTHON,)
     chosen = tuple(engine for engine in works if not config.engines or engine in config.engines)
     grants = grants_of((*config.grants, *(folder.grant for folder in config.folders)))
-    return Offers(isolation(), chosen, grants)
+    report = sandbox_report()
+    wanted = wanted_isolation(config)
+    lacking = "" if wanted is None else report.lacking(wanted)
+    if lacking:
+        raise UsageError(f'{lacking}; repair what is named, or ask for less with isolation = "auto"')
+    return Offers(report.level, chosen, grants)
+
+
+def wanted_isolation(config: PeerConfig) -> Isolation | None:
+    """What the owner wants at least; None for whatever can be had."""
+    return None if config.isolation == "auto" else Isolation(config.isolation)
 
 
 def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Workshop:
     """What runs the tasks of this peer, not started yet."""
     workshop = Workshop()
-    processes = WorkerPool(events, clock, PoolSettings(memory_bytes=config.memory_bytes), workshop.numbers)
+    settings = PoolSettings(
+        memory_bytes=config.memory_bytes,
+        isolation=wanted_isolation(config),
+        folders=tuple(GrantedFolder(each.name, each.path, each.writable) for each in config.folders),
+        whole_network="network" in config.grants,
+    )
+    processes = WorkerPool(events, clock, settings, workshop.numbers)
     workshop.add(processes, (Engine.PYTHON,))
     return workshop
 

@@ -157,7 +157,7 @@ class Peer(Door):
         await self._supervisor.start()
         stack.push_async_callback(self._supervisor.stop)
 
-        self._offers = offers_of(self.config)
+        self._offers = await self._offload.run(lambda: offers_of(self.config))
         self._probe = HardwareProbe(self._clock)
         capability = self._probe.sample()
         slots = capability.cores if self.config.slots is None else self.config.slots

@@ -42,6 +42,11 @@ class Grants:
 
 
 NO_GRANTS = Grants()
+#: Why an address alone is refused.
+ONE_ADDRESS = (
+    "the kernel cannot hold a process to single addresses without a forwarder, which this peer has not; its owner can grant network as a "
+    "whole, or the data can come with the job"
+)
 
 
 def folder_variable(name: str) -> str:
@@ -49,10 +54,11 @@ def folder_variable(name: str) -> str:
     return "P2PCOMPUTE_FOLDER_" + "".join(each if each.isalnum() else "_" for each in name.upper())
 
 
-def choose(asked: Collection[str], folders: Collection[GrantedFolder]) -> Grants:
+def choose(asked: Collection[str], folders: Collection[GrantedFolder], *, whole_network: bool) -> Grants:
     """The grants that the texts `asked` stand for; whoever calls has made sure that the owner offers them.
 
-    `folders`: the owner's. Raises UsageError for a text that cannot be fulfilled here.
+    `folders`: the owner's; `whole_network`: whether who asks for one address may have them all, for a process cannot be held to one.
+    Raises UsageError for a text that cannot be fulfilled here.
     """
     named = {folder.name: folder for folder in folders}
     chosen: dict[str, GrantedFolder] = {}
@@ -60,13 +66,10 @@ def choose(asked: Collection[str], folders: Collection[GrantedFolder]) -> Grants
     for text in sorted(asked):
         kind, _, rest = text.partition(":")
         match kind:
-            case "network" if not rest:
-                network = True
             case "network":
-                raise UsageError(
-                    f"{text!r} cannot be granted: the kernel filters no single addresses for a process; grant network as a whole, or let "
-                    "the submitter bring the data along"
-                )
+                if rest and not whole_network:
+                    raise UsageError(f"{text!r} cannot be granted: {ONE_ADDRESS}")
+                network = True
             case "gpu":
                 gpu = True
             case "processes":

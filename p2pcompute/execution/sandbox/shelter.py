@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from p2pcompute.execution.sandbox import bubblewrap
 from p2pcompute.execution.sandbox.bubblewrap import View
@@ -41,10 +42,11 @@ class Shelter:
     landlock: bool
     scratch_bytes: int
     folders: tuple[GrantedFolder, ...] = ()
+    whole_network: bool = False
 
     def choose(self, asked: Collection[str]) -> Grants:
         """See `grants.choose`."""
-        return choose(asked, self.folders)
+        return choose(asked, self.folders, whole_network=self.whole_network)
 
     def view(self, grants: Grants) -> View:
         """What a new sandbox shows; a program that may start processes has it to itself, for its processes may outlive its worker."""
@@ -105,6 +107,7 @@ def make_shelter(
     most: Isolation,
     scratch_bytes: int,
     folders: tuple[GrantedFolder, ...] = (),
+    whole_network: bool = False,
 ) -> Shelter:
     """The best that this machine can, up to `most`. Raises UsageError where that is below `least`."""
     lacking = "" if least is None else report.lacking(least)
@@ -123,8 +126,6 @@ def make_shelter(
         seccomp=confined and report.seccomp,
         landlock=confined and report.landlock,
         scratch_bytes=scratch_bytes,
-        folders=tuple(
-            GrantedFolder(each.name, each.path.__class__(os.path.realpath(each.path)), each.writable)
-            for each in folders
-        ),
+        folders=tuple(GrantedFolder(each.name, Path(os.path.realpath(each.path)), each.writable) for each in folders),
+        whole_network=whole_network,
     )
