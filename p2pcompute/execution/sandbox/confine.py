@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from p2pcompute.execution.sandbox import landlock, seccomp
+from p2pcompute.execution.sandbox import capabilities, landlock, seccomp
 from p2pcompute.execution.sandbox.seccomp import FilterRules
 
 
@@ -25,13 +25,18 @@ class Confinement:
     network: bool = False
     gpu: bool = False
     processes: bool = False
-    #: Whether the worker sees no processes but those of its sandbox.
+    #: Whether the worker sees no processes but those of its sandbox, and has rights on no files but its own.
     own_processes: bool = False
+    own_files: bool = False
 
     def rules(self) -> FilterRules:
         """Of its filter of system calls."""
         return FilterRules(
-            processes=self.processes, network=self.network, gpu=self.gpu, own_processes=self.own_processes
+            processes=self.processes,
+            network=self.network,
+            gpu=self.gpu,
+            own_processes=self.own_processes,
+            own_files=self.own_files,
         )
 
     def to_map(self) -> dict[str, Any]:
@@ -49,6 +54,8 @@ class Confinement:
 
 def apply(confinement: Confinement) -> None:
     """Confine this process. Raises OSError where a layer fails."""
+    if confinement.landlock or confinement.seccomp:
+        capabilities.drop()
     if confinement.landlock:
         landlock.restrict(read=confinement.read, write=confinement.write, network=confinement.network)
     if confinement.seccomp:

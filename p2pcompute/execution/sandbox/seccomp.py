@@ -59,6 +59,13 @@ UNKNOWN = (
 )  # fmt: skip
 #: The same, newer than the library may know their names; one number on every architecture. statmount, listmount, open_tree_attr.
 UNKNOWN_NUMBERS = (457, 458, 467)
+#: Changes to files that Landlock does not look at: on files of this user that a worker may only read, or not even that.
+FILE_RIGHTS = (
+    "chmod", "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "utimensat", "futimesat",
+    "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr", "truncate", "inotify_add_watch",
+)  # fmt: skip
+#: The same, newer than the library may know their names: fchmodat2, setxattrat, removexattrat, file_setattr.
+FILE_RIGHTS_NUMBERS = (452, 463, 466, 469)
 #: What makes or joins connections.
 NETWORK = ("connect", "bind", "listen", "accept", "accept4")
 #: What starts or becomes another program.
@@ -67,12 +74,15 @@ PROCESSES = ("fork", "vfork", "execve", "execveat", "pidfd_send_signal", "tkill"
 
 @dataclass(frozen=True, slots=True)
 class FilterRules:
-    """What a filter leaves open. `own_processes`: the worker sees no processes but its own (a pid namespace)."""
+    """What a filter leaves open. `own_processes`: the worker sees no processes but its own (a pid namespace);
+    `own_files`: whatever it could change the rights of is its own.
+    """
 
     processes: bool = False
     network: bool = False
     gpu: bool = False
     own_processes: bool = False
+    own_files: bool = False
 
 
 def missing() -> str:
@@ -165,6 +175,9 @@ def build(rules: FilterRules, pid: int) -> Any:
         deny(refuse, "clone", argument(0, 0, _CLONE_THREAD))
         for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
             deny(refuse, name, other_than(0, pid))
+    if not rules.own_files:
+        for each in (*FILE_RIGHTS, *FILE_RIGHTS_NUMBERS):
+            deny(refuse, each)
     if not rules.own_processes:
         # A number of a process that is not the worker's: limits, priority and cores of everything of this user.
         for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"):

@@ -64,6 +64,7 @@ class Shelter:
         if not self.landlock and not self.seccomp:
             return Confinement()
         inside = self.enclosure is not None
+        own_files = self.enclosure is not None and (self.enclosure.user is not None or os.geteuid() != 0)
         read = [
             *SYSTEM_FOLDERS,
             *SYSTEM_FILES,
@@ -90,6 +91,7 @@ class Shelter:
             gpu=grants.gpu,
             processes=grants.processes,
             own_processes=inside,
+            own_files=own_files,
         )
 
     def variables(self, grants: Grants) -> dict[str, str]:
