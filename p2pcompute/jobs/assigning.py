@@ -5,8 +5,10 @@ The part of the lending machine that runs after every event; formulas are in `fa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from p2pcompute.jobs import fairness
-from p2pcompute.jobs.borrowers import Binding, Books, BorrowedJob, Borrower, Worker
+from p2pcompute.jobs.borrowers import Account, Binding, Books, BorrowedJob, Borrower, Worker
 from p2pcompute.jobs.lend_events import Effect, Forget, Grant, RetireWorker, RunBatch, SpawnWorker
 from p2pcompute.model.ids import PeerId
 
@@ -24,12 +26,14 @@ class Assigning:
         self._books = books
         #: Token of the next worker asked for.
         self._next_token = 1
+        #: Inputs and outcome of the last division within bounds.
+        self._allotted: tuple[object, dict[PeerId, int]] = ((), {})
 
     def go_on(self, now: float, out: list[Effect]) -> None:
         """Do everything that has become possible."""
         self._put_to_work(now, out)
         self._retire_idle(now, out)
-        self._grant(now, out)
+        self.grant(now, out)
 
     def deadline(self) -> float | None:
         """When something becomes possible by itself: an origin's activity or a worker's idleness runs out."""
@@ -58,44 +62,49 @@ class Assigning:
 
     def _run_one(self, borrower: Borrower, now: float, out: list[Effect]) -> bool:
         """One batch of this origin to one idle worker; False where it has none, after asking for one."""
-        busy = sum(bool(worker.rows) for worker in self._books.workers.values())
-        if busy >= self._books.slots:
+        room = self._books.room(borrower.account)
+        if room <= 0:
             return False
         for job in borrower.next_jobs():
+            if not self._books.may_run(borrower.account, job):
+                continue
             idle = [worker for worker in self._books.workers_of(job.binding) if worker.is_idle]
             if not idle:
-                self._ask_for_worker(job, now, out)
+                self._ask_for_worker(job, borrower.account, now, out)
                 continue
             size = fairness.worker_batch(
-                job.speed.task_s, job.batch, len(job.queue), min(len(idle), self._books.slots - busy), WORKER_BATCH_S
+                job.speed.task_s, job.batch, len(job.queue), min(len(idle), room), WORKER_BATCH_S
             )
             job.batch = size
             worker = idle[0]
             rows = tuple(job.queue.popleft() for _ in range(min(size, len(job.queue))))
             worker.rows = dict.fromkeys(rows)
             worker.job = job
+            worker.began_at = now
             borrower.busy += 1
             job.busy += 1
             out.append(RunBatch(worker.worker, borrower.origin, job.job, rows))
             return True
         return False
 
-    def _ask_for_worker(self, job: BorrowedJob, now: float, out: list[Effect]) -> None:
-        """Start a worker for waiting rows: in a free slot, or in place of an idle worker of others."""
+    def _ask_for_worker(self, job: BorrowedJob, account: Account, now: float, out: list[Effect]) -> None:
+        """Start a worker for waiting rows: in a free slot, or in place of an idle worker, where bounds demand it of the same account."""
         starting = sum(binding == job.binding for binding in self._books.spawning.values())
         starting += sum(not worker.ready and not worker.leaving for worker in self._books.workers_of(job.binding))
         while starting < len(job.queue):
-            if self._books.processes() >= self._books.slots:
-                victim = self._replaceable(job.binding)
+            crowding = self._books.crowded(account, job)
+            if crowding is not None:
+                victim = self._replaceable(job.binding, crowding)
                 if victim is None:
                     return
                 self.retire(victim, out)
             self.spawn(job.binding, out)
             starting += 1
 
-    def _replaceable(self, binding: Binding) -> Worker | None:
+    def _replaceable(self, binding: Binding, crowding: Callable[[Worker], bool]) -> Worker | None:
         """The worker that has been idle longest, of another binding, whose own queue is empty or whose tenure is over."""
-        idle = [worker for worker in self._books.workers.values() if worker.is_idle and worker.binding != binding]
+        others = [worker for worker in self._books.workers.values() if worker.is_idle and worker.binding != binding]
+        idle = [worker for worker in others if crowding(worker)]
         free = [
             worker
             for worker in idle
@@ -123,10 +132,10 @@ class Assigning:
             key=lambda worker: (worker.idle_since, worker.worker),
         )
         for worker in idle:
-            if now >= worker.idle_since + IDLE_WORKER_S or self._books.processes() > self._books.slots:
+            if now >= worker.idle_since + IDLE_WORKER_S or self._books.is_surplus(worker):
                 self.retire(worker, out)
 
-    def _grant(self, now: float, out: list[Effect]) -> None:
+    def grant(self, now: float, out: list[Effect]) -> None:
         """Tell origins their part of the slots where it has changed; forget those that are long done."""
         for origin in [o for o, b in self._books.origins.items() if not b.jobs and not b.is_active(now)]:
             # Its last grant may stand at the other end: what comes of it is only queued, or given back.
@@ -141,6 +150,8 @@ class Assigning:
     def _parts(self, now: float) -> dict[PeerId, int]:
         """Slots by borrower."""
         accounts = sorted(self._books.accounts.items())
+        if self._books.is_bounded:
+            return self._parts_within_bounds(accounts, now)
         if len(accounts) == len(self._books.origins):
             # One borrower an account: runs after every event, so the second division is spared where it decides nothing.
             alone = [(name, borrower) for name, account in accounts for borrower in account.borrowers.values()]
@@ -151,3 +162,27 @@ class Assigning:
             for name, account in accounts
         ]
         return fairness.divide_by_account(self._books.slots, rows)
+
+    def _parts_within_bounds(self, accounts: list[tuple[PeerId, Account]], now: float) -> dict[PeerId, int]:
+        books = self._books
+        rows = [
+            (name, [(origin, b.weight, b.is_active(now)) for origin, b in sorted(account.borrowers.items())])
+            for name, account in accounts
+        ]
+        claims = [
+            fairness.Claim(
+                name,
+                account.weight,
+                any(is_active for _, _, is_active in borrowers),
+                books.limit_of(account),
+                account.is_guest,
+                account.weight >= fairness.weight_of(fairness.URGENT_PRIORITY),
+            )
+            for (name, account), (_, borrowers) in zip(accounts, rows, strict=True)
+        ]
+        asked = (books.slots, books.guest_slots, books.patient_slots, claims)
+        if self._allotted[0] != asked:
+            # After most events nothing of it has changed.
+            reserved = books.slots - books.patient_slots
+            self._allotted = (asked, fairness.allot(books.slots, books.guest_slots, reserved, claims))
+        return fairness.among_borrowers(self._allotted[1], rows)

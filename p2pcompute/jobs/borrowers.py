@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from p2pcompute.jobs.fairness import ACTIVE_S, weight_of
+from p2pcompute.jobs.fairness import ACTIVE_S, URGENT_PRIORITY, limit_of, weight_of
 from p2pcompute.jobs.lend_events import Row
 from p2pcompute.jobs.speed import Speed
 from p2pcompute.model.ids import JobId, PeerId, ProgramId
@@ -48,9 +49,13 @@ class BorrowedJob:
 class Account:
     """In whose name work is done: an origin with all that is borrowed for it, by itself and by coordinators."""
 
-    def __init__(self, account: PeerId, served: float) -> None:
+    def __init__(self, account: PeerId, served: float, *, is_guest: bool = True) -> None:
         #: Id of the origin.
         self.account = account
+        #: Whether it is somebody else than the own user.
+        self.is_guest = is_guest
+        #: The part of the lent slots that it may have at once, above 0 to 1.
+        self.part_max = 1.0
         #: Who borrows for it; never empty once it is in the books.
         self.borrowers: dict[PeerId, Borrower] = {}
         #: Seconds of work over weight, since the start; new accounts begin where the least served one is.
@@ -161,6 +166,10 @@ class Worker:
         self.rows: dict[Row, None] = {}
         #: Seconds of work that it has done.
         self.tenure_s = 0.0
+        #: When it was given what it has in hand.
+        self.began_at = now
+        #: Whether it was ended to make room for the owner: what it had in hand goes back.
+        self.is_evicted = False
         #: Since when it is idle.
         self.idle_since = now
 
@@ -173,9 +182,15 @@ class Worker:
 class Books:
     """Everything that a lending peer knows about its origins and workers."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, own: PeerId | None = None, reserved: int = 0) -> None:
         #: Tasks that run here at a time, from 0 up.
         self.slots = slots
+        #: The own user's account, which has all slots whatever is lent; None: everybody is a guest.
+        self.own = own
+        #: Slots that guests have at most, from 0 up; None: all of them.
+        self.lent: int | None = None
+        #: Slots that only urgent jobs of guests may have.
+        self.reserved = reserved
         #: Origins with open jobs, or that had some until a moment ago.
         self.origins: dict[PeerId, Borrower] = {}
         #: In whose names they borrow: the accounts of `origins`, and no others.
@@ -199,7 +214,7 @@ class Books:
         account = self.accounts.get(account_id)
         if account is None:
             served = min((other.served for other in self.accounts.values()), default=0.0)
-            account = self.accounts[account_id] = Account(account_id, served)
+            account = self.accounts[account_id] = Account(account_id, served, is_guest=account_id != self.own)
         served = min((other.served for other in account.borrowers.values()), default=0.0)
         borrower = self.origins[origin] = account.borrowers[origin] = Borrower(origin, account, now, served)
         return borrower
@@ -221,6 +236,102 @@ class Books:
         borrower = self.origins.get(binding.origin)
         return borrower is not None and any(job.queue and job.binding == binding for job in borrower.jobs.values())
 
-    def processes(self) -> int:
+    # --- bounds -------------------------------------------------------------------------------------------------------
+
+    @property
+    def guest_slots(self) -> int:
+        """Slots that guests have at most, together."""
+        return self.slots if self.lent is None else min(self.slots, self.lent)
+
+    @property
+    def patient_slots(self) -> int:
+        """Slots that guests without urgent jobs have at most, together: 1 at least where there are any."""
+        return max(self.slots - self.reserved, min(1, self.slots))
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether anybody may have less than everything."""
+        return self.lent is not None or self.reserved > 0 or any(each.part_max < 1.0 for each in self.accounts.values())
+
+    def limit_of(self, account: Account) -> int:
+        """Slots that an account has at most."""
+        return limit_of(self.guest_slots, account.part_max) if account.is_guest else self.slots
+
+    def busy(self) -> int:
+        """Workers that run something now."""
+        return sum(bool(worker.rows) for worker in self.workers.values())
+
+    def guests_busy(self) -> int:
+        """Workers that run something for guests now."""
+        return sum(account.busy for account in self.accounts.values() if account.is_guest)
+
+    def room(self, account: Account) -> int:
+        """How many more workers may run something for `account` now, urgent or not; below 0 where it has too many."""
+        room = self.slots - self.busy()
+        if account.is_guest and self.is_bounded:
+            room = min(room, self.guest_slots - self.guests_busy(), self.limit_of(account) - account.busy)
+        return room
+
+    def may_run(self, account: Account, job: BorrowedJob) -> bool:
+        """Whether this job may have one of the slots that are free: some are kept for urgent ones."""
+        if not self._is_patient(account, job):
+            return True
+        patient = sum(
+            worker.job is not None and worker.job.priority < URGENT_PRIORITY and self.is_guests(worker)
+            for worker in self.workers.values()
+        )
+        return patient < self.patient_slots
+
+    def _is_patient(self, account: Account, job: BorrowedJob) -> bool:
+        return self.reserved > 0 and account.is_guest and job.priority < URGENT_PRIORITY
+
+    def _serves_patient(self, binding: Binding) -> bool:
+        """Whether a worker of `binding` has nothing urgent to do for a guest."""
+        borrower = self.origins.get(binding.origin)
+        jobs = [] if borrower is None else [job for job in borrower.jobs.values() if job.binding == binding]
+        return self._is_guest(binding) and all(job.priority < URGENT_PRIORITY for job in jobs)
+
+    def is_guests(self, worker: Worker) -> bool:
+        """Whether a worker serves a guest."""
+        return self._is_guest(worker.binding)
+
+    def is_of(self, worker: Worker, account: Account) -> bool:
+        """Whether a worker serves a borrower of `account`."""
+        return worker.binding.origin in account.borrowers
+
+    def _is_guest(self, binding: Binding) -> bool:
+        borrower = self.origins.get(binding.origin)
+        # Of one that is forgotten its id is all there is.
+        return borrower.account.is_guest if borrower is not None else binding.origin != self.own
+
+    def crowded(self, account: Account, job: BorrowedJob) -> Callable[[Worker], bool] | None:
+        """Whose workers must go before another may be started for a job of `account`; None where there is room."""
+        if account.is_guest and self.is_bounded:
+            if self.processes(lambda binding: binding.origin in account.borrowers) >= self.limit_of(account):
+                return lambda worker: self.is_of(worker, account)
+            if self.processes(self._is_guest) >= self.guest_slots:
+                return self.is_guests
+            if self._is_patient(account, job) and self.processes(self._serves_patient) >= self.patient_slots:
+                return lambda worker: self._serves_patient(worker.binding)
+        return (lambda worker: True) if self.processes() >= self.slots else None
+
+    def is_surplus(self, worker: Worker) -> bool:
+        """Whether a worker that is idle has no slot any more."""
+        if self.processes() > self.slots:
+            return True
+        if not self.is_bounded or not self.is_guests(worker):
+            return False
+        if self.processes(self._is_guest) > self.guest_slots:
+            return True
+        borrower = self.origins.get(worker.binding.origin)
+        if borrower is None:
+            return False
+        borrowers = borrower.account.borrowers
+        return self.processes(lambda binding: binding.origin in borrowers) > self.limit_of(borrower.account)
+
+    def processes(self, whose: Callable[[Binding], bool] | None = None) -> int:
         """Workers that have a slot, or are about to: those told to go are as good as gone."""
-        return len(self.spawning) + sum(not worker.leaving for worker in self.workers.values())
+        if whose is None:
+            return len(self.spawning) + sum(not worker.leaving for worker in self.workers.values())
+        staying = [worker.binding for worker in self.workers.values() if not worker.leaving]
+        return sum(whose(binding) for binding in (*self.spawning.values(), *staying))

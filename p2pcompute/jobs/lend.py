@@ -7,6 +7,7 @@ Rules:
   worker of another program goes.
 - Batches to workers are small and never larger than what keeps the other idle workers busy.
 - What an origin sends beyond the limits goes back untouched, at once.
+- The owner comes first: others than the own user, the guests, have the slots that are lent; fewer take effect as `evicting.py` says.
 
 The task that a worker died of has ended before the worker is gone; what it had not begun waits here again, at the front.
 It refuses to know payloads, processes and links.
@@ -19,6 +20,7 @@ from typing import Any
 
 from p2pcompute.jobs.assigning import Assigning
 from p2pcompute.jobs.borrowers import Binding, Books, BorrowedJob, Worker
+from p2pcompute.jobs.evicting import Evicting, give_back_waiting
 from p2pcompute.jobs.lend_events import (
     CancelAsked,
     CancelOnWorker,
@@ -28,6 +30,7 @@ from p2pcompute.jobs.lend_events import (
     Forget,
     Grant,
     JobClosed,
+    LentChanged,
     OriginGone,
     OriginOpened,
     ProgramFailed,
@@ -52,7 +55,7 @@ from p2pcompute.model.ids import JobId, PeerId
 from p2pcompute.model.job import Outcome
 
 __all__ = (
-    "CancelAsked", "CancelOnWorker", "Draining", "Effect", "Event", "Forget", "Grant", "JobClosed", "Lend", "OriginGone",
+    "CancelAsked", "CancelOnWorker", "Draining", "Effect", "Event", "Forget", "Grant", "JobClosed", "Lend", "LentChanged", "OriginGone",
     "OriginOpened", "ProgramFailed", "RecallAsked", "RefuseJob", "RetireWorker", "ReturnUnrun", "RunBatch", "SlotsChanged",
     "SpawnWorker", "TasksArrived", "TasksEnded", "Tick", "WorkerGone", "WorkerReady", "WorkerSpawned", "WorkerUseless",
 )  # fmt: skip
@@ -64,13 +67,17 @@ _RAN = frozenset({Outcome.RETURNED, Outcome.RAISED, Outcome.UNSHIPPABLE})
 
 
 class Lend:
-    """All that runs at this peer. `slots`: how many tasks at a time."""
+    """All that runs at this peer. `slots`: how many tasks at a time; `own`: the account of the own user, who is no guest; `reserved`:
+    slots that only urgent jobs of guests may have.
+    """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, own: PeerId | None = None, reserved: int = 0) -> None:
         #: Origins, workers, slots.
-        self._books = Books(slots)
+        self._books = Books(slots, own, reserved)
         #: Decides who works on what, and who is told to have how many slots.
         self._assigning = Assigning(self._books)
+        #: Takes back what is not lent any more.
+        self._evicting = Evicting(self._books, self._assigning)
         #: Whether this peer shuts down.
         self._draining = False
         #: Serial of the next job.
@@ -92,6 +99,7 @@ class Lend:
             TasksEnded: self._tasks_ended,
             WorkerUseless: self._worker_useless,
             SlotsChanged: self._slots_changed,
+            LentChanged: self._evicting.lent_changed,
             Draining: self._drain,
             Tick: lambda event, now, out: None,
         }
@@ -102,12 +110,14 @@ class Lend:
         """Take one event in and say what is to be done, in this order."""
         out: list[Effect] = []
         self._handlers[type(event)](event, now, out)
+        self._evicting.go_on(now, out)
         self._assigning.go_on(now, out)
         return out
 
     def deadline(self) -> float | None:
         """When the machine wants a Tick at the latest."""
-        return self._assigning.deadline()
+        times = [at for at in (self._assigning.deadline(), self._evicting.deadline()) if at is not None]
+        return min(times, default=None)
 
     def check_invariants(self) -> None:
         """Raise AssertionError where the machine contradicts itself."""
@@ -121,6 +131,7 @@ class Lend:
             assert account.account == name
             assert account.queued <= limits.TASKS_QUEUED_PER_ORIGIN_MAX
             assert account.jobs <= limits.JOBS_PER_ORIGIN_MAX
+            assert account.is_guest == (name != self._books.own)
         assert sum(len(account.borrowers) for account in self._books.accounts.values()) == len(self._books.origins)
         for origin, borrower in self._books.origins.items():
             assert self._books.accounts[borrower.account.account].borrowers[origin] is borrower
@@ -150,13 +161,15 @@ class Lend:
             out.append(RefuseJob(event.origin, event.job, "busy", text))
             return
         borrower = self._books.open(event.origin, name, now)
+        borrower.account.part_max = event.part_max
         binding = Binding(event.origin, event.program, event.memory_bytes)
         served_s = borrower.least_served_s(event.priority)
-        borrower.jobs[event.job] = BorrowedJob(event.job, binding, event.priority, self._next_serial, served_s=served_s)
+        job = BorrowedJob(event.job, binding, event.priority, self._next_serial, served_s=served_s)
+        borrower.jobs[event.job] = job
         self._next_serial += 1
         borrower.active_at = now
         # A worker that starts while the first tasks are on their way saves its start-up time.
-        if not self._books.workers_of(binding) and self._books.processes() < self._books.slots:
+        if not self._books.workers_of(binding) and self._books.crowded(borrower.account, job) is None:
             self._assigning.spawn(binding, out)
 
     def _tasks_arrived(self, event: TasksArrived, now: float, out: list[Effect]) -> None:
@@ -248,6 +261,9 @@ class Lend:
         if worker is None:
             return
         if worker.job is not None:
+            if worker.is_evicted:
+                # What it had in hand goes back, to run elsewhere.
+                worker.job.live.difference_update(worker.rows)
             self._put_back(worker, now, out)
         if worker.ready or worker.leaving:
             return
@@ -267,7 +283,7 @@ class Lend:
             job.queue.extendleft(row for row in reversed(worker.rows) if row in job.live)
             cancelled = tuple(row for row in worker.rows if row not in job.live)
             if cancelled:
-                # Its shell was told to cancel them where there was no process any more, and says nothing of them.
+                # Its shell was told to cancel them where there was no process any more, and says nothing of them; or it was evicted.
                 out.append(ReturnUnrun(worker.binding.origin, job.job, cancelled))
         if borrower is not None:
             borrower.busy -= 1
@@ -328,14 +344,11 @@ class Lend:
                 borrower.busy -= 1
 
     def _slots_changed(self, event: SlotsChanged, now: float, out: list[Effect]) -> None:
-        self._books.slots = max(0, event.slots)
+        if not self._draining:
+            self._books.slots = max(0, event.slots)
 
     def _drain(self, event: Draining, now: float, out: list[Effect]) -> None:
         self._draining = True
         self._books.slots = 0
-        for borrower in self._books.origins.values():
-            for job in borrower.jobs.values():
-                if job.queue:
-                    out.append(ReturnUnrun(borrower.origin, job.job, tuple(job.queue)))
-                    job.live.difference_update(job.queue)
-                    job.queue.clear()
+        for account in self._books.accounts.values():
+            give_back_waiting(account, out)

@@ -23,6 +23,7 @@ class OriginOpened:
     """A job was accepted: its program is here. `memory_bytes`: address space of one worker, None for this peer's limit.
 
     `account`: in whose name it runs, who is charged; None: `origin` itself. The same in all events of one `origin`.
+    `part_max`: the part of the lent slots that the account may have at once, above 0 to 1; the newest counts.
     """
 
     origin: PeerId
@@ -32,6 +33,7 @@ class OriginOpened:
     timeout_s: float | None
     memory_bytes: int | None
     account: PeerId | None = None
+    part_max: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,20 @@ class TasksEnded:
 
 @dataclass(frozen=True, slots=True)
 class SlotsChanged:
-    """This peer lends so many slots from now on."""
+    """So many tasks run here at a time from now on, the own user's included. What runs beyond that may end."""
 
     slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class LentChanged:
+    """Others than the own user have so many slots at most from now on; None: all of them.
+
+    Where that is less than before, what waits goes back at once, and what runs beyond it after `grace_s`, as never run.
+    """
+
+    slots: int | None
+    grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +168,7 @@ Event = (
     | TasksEnded
     | WorkerUseless
     | SlotsChanged
+    | LentChanged
     | Draining
     | Tick
 )

@@ -317,6 +317,10 @@ def lend(rng: random.Random) -> object:
             workers.feed(lending.SlotsChanged(1))
         if step == 60:
             workers.feed(lending.SlotsChanged(3))
+        if step == 65:
+            workers.feed(lending.LentChanged(1, 5.0))
+        if step == 75:
+            workers.feed(lending.LentChanged(None, 5.0))
         if step == 80:
             workers.feed(lending.OriginGone(origins[1]))
     workers.feed(lending.JobClosed(origins[0], jobs[0]))

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs import lend as m
@@ -382,3 +384,55 @@ def test_peers_of_unlike_speed_are_left_alone_once_that_is_known() -> None:
     lab.run()
     lab.check(JOB)
     assert sum(lab.recalls.values()) <= 10
+
+
+def lent_at(lab: Laboratory, peer: PeerId, when_s: float, event: m.Event) -> None:
+    lab.after(when_s, lambda: lab.to_lender(peer, event))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    task_s=st.sampled_from([0.002, 0.05]),
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from([0.05, 0.1, 0.2, 0.3, 0.5]),
+            st.sampled_from(
+                [
+                    m.SlotsChanged(0),
+                    m.SlotsChanged(1),
+                    m.SlotsChanged(3),
+                    m.LentChanged(0, 0.01),
+                    m.LentChanged(0, 10.0),
+                    m.LentChanged(1, 0.02),
+                    m.LentChanged(None, 1.0),
+                ]
+            ),
+        ),
+        max_size=12,
+    ),
+)
+def test_answers_are_exact_whatever_owners_lend(
+    task_s: float, changes: list[tuple[int, float, m.SlotsChanged | m.LentChanged]]
+) -> None:
+    lab = Laboratory(lambda peer, task: task_s)
+    for peer in PEERS[:3]:
+        lab.lender(peer, 2)
+        lent_at(lab, peer, 2.0, m.SlotsChanged(2))
+        lent_at(lab, peer, 2.0, m.LentChanged(None, 1.0))
+    for number, when_s, event in changes:
+        lent_at(lab, PEERS[number], when_s, event)
+    lab.submit(JOB, 120)
+    lab.run()
+    lab.check(JOB)
+
+
+def test_a_paused_peers_work_moves_to_the_others() -> None:
+    lab = Laboratory(lambda peer, task: 0.05 if peer != PEERS[0] else 5.0)
+    for peer in PEERS[:3]:
+        lab.lender(peer, 2)
+    lab.submit(JOB, 60, speculate=False)
+    lent_at(lab, PEERS[0], 0.3, m.LentChanged(0, 0.5))
+    lab.run()
+    assert lab.check(JOB) <= 2.0, "nothing waits for what ran at the paused peer"
+    assert not lab.busy_s[PEERS[0]]

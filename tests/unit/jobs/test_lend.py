@@ -32,8 +32,8 @@ def account_of(origin: PeerId) -> PeerId | None:
 class World:
     """A machine with a pool that spawns workers at once; `ready` says whether they become ready by themselves."""
 
-    def __init__(self, slots: int = 2, ready: bool = True) -> None:
-        self.machine = m.Lend(slots)
+    def __init__(self, slots: int = 2, ready: bool = True, own: PeerId | None = None, reserved: int = 0) -> None:
+        self.machine = m.Lend(slots, own, reserved)
         self.now = 50.0
         self.ready = ready
         self.next_worker = 1
@@ -73,8 +73,15 @@ class World:
     def only(self, kind: type[E]) -> list[E]:
         return [effect for effect in self.said if isinstance(effect, kind)]
 
-    def open(self, origin: PeerId = A, job: JobId = JOB, program: ProgramId = P, priority: int = 5) -> None:
-        self.feed(m.OriginOpened(origin, job, program, priority, None, None, account_of(origin)))
+    def open(
+        self,
+        origin: PeerId = A,
+        job: JobId = JOB,
+        program: ProgramId = P,
+        priority: int = 5,
+        part_max: float = 1.0,
+    ) -> None:
+        self.feed(m.OriginOpened(origin, job, program, priority, None, None, account_of(origin), part_max))
 
     def tasks(self, count: int, origin: PeerId = A, job: JobId = JOB, first: int = 0) -> None:
         self.feed(m.TasksArrived(origin, job, tuple((number, 1) for number in range(first, first + count))))
@@ -435,17 +442,139 @@ def test_fewer_slots_and_shutting_down() -> None:
     assert world.only(m.RefuseJob)[0].reason == "busy"
 
 
+def running(world: World) -> dict[PeerId, int]:
+    """Workers that run something, by whom they serve."""
+    found: dict[PeerId, int] = {}
+    for worker, rows in world.hands.items():
+        if rows:
+            found[world.owner[worker]] = found.get(world.owner[worker], 0) + 1
+    return found
+
+
+def test_no_slots_leave_nothing_waiting() -> None:
+    world = World(slots=1)
+    world.open()
+    world.tasks(3)
+    world.feed(m.SlotsChanged(0))
+    assert world.only(m.ReturnUnrun) == [m.ReturnUnrun(A, JOB, ((1, 1), (2, 1)))]
+    assert world.only(m.Grant) == [m.Grant(A, 0)]
+    world.tasks(1, first=9)
+    assert world.only(m.ReturnUnrun) == [m.ReturnUnrun(A, JOB, ((9, 1),))]
+    world.end(1)
+    world.feed(m.SlotsChanged(2))
+    assert world.only(m.Grant) == [m.Grant(A, 2)]
+    world.tasks(1, first=20)
+    assert len(world.only(m.RunBatch)) == 1
+
+
+def test_the_owner_takes_the_slots_back() -> None:
+    world = World(slots=3, own=B)
+    world.open(A)
+    world.open(B)
+    world.tasks(9, A)
+    world.tasks(1, B)
+    assert running(world) == {A: 2, B: 1} or running(world) == {A: 3}
+    busy = [worker for worker, rows in world.hands.items() if rows and world.owner[worker] == A]
+    held = [row for worker in busy for row in world.hands[worker]]
+    world.feed(m.LentChanged(0, 60.0))
+    assert m.Grant(A, 0) in world.said
+    assert m.Grant(B, 3) in world.said
+    told = [type(effect) for effect in world.said]
+    assert told.index(m.Grant) < told.index(m.ReturnUnrun), "what goes back must not come again"
+    (returned,) = world.only(m.ReturnUnrun)
+    assert set(returned.rows) == {(number, 1) for number in range(9)} - set(held), "what waits goes at once"
+    assert not world.only(m.RetireWorker), "what runs has its grace"
+    world.end(busy[0])
+    assert not [effect for effect in world.only(m.RunBatch) if effect.origin == A]
+    world.now += 59.0
+    world.feed(m.Tick())
+    assert not world.only(m.ReturnUnrun)
+    world.tick()
+    assert world.only(m.ReturnUnrun) == [m.ReturnUnrun(A, JOB, (row,)) for row in held[1:]]
+    world.tasks(1, A, first=50)
+    assert world.only(m.ReturnUnrun) == [m.ReturnUnrun(A, JOB, ((50, 1),))]
+    world.tasks(9, B, first=100)
+    assert running(world) == {B: 3}, "the own user's work goes on"
+    world.feed(m.LentChanged(None, 60.0))
+    assert m.Grant(A, 1) in world.said or m.Grant(A, 2) in world.said
+
+
+def test_fewer_lent_slots_cost_the_youngest_work() -> None:
+    world = World(slots=3)
+    world.open()
+    for number in range(3):
+        world.tasks(1, first=number)
+        world.now += 1.0
+    world.feed(m.LentChanged(2, 10.0))
+    world.now += 5.0
+    world.feed(m.LentChanged(1, 10.0))
+    world.now += 5.0
+    world.feed(m.Tick())
+    assert world.only(m.ReturnUnrun) == [m.ReturnUnrun(A, JOB, ((2, 1),))]
+    world.feed(m.LentChanged(2, 10.0))
+    world.now += 60.0
+    world.feed(m.Tick())
+    assert world.only(m.ReturnUnrun) == [], "there is room again for both"
+    assert running(world) == {A: 2}
+
+
+@pytest.mark.parametrize(("part_max", "expected"), [(1.0, 10), (0.8, 8), (0.5, 5), (0.3, 3), (0.01, 1)])
+def test_a_cap_is_a_cap_even_where_slots_idle(part_max: float, expected: int) -> None:
+    world = World(slots=10)
+    world.open(part_max=part_max)
+    assert world.only(m.Grant) == [m.Grant(A, expected)]
+    world.tasks(30)
+    assert running(world) == {A: expected}
+    assert len(world.hands) == expected
+    world.open(A1, part_max=part_max)
+    world.tasks(30, A1)
+    for worker in list(world.hands):
+        if world.hands.get(worker):
+            world.end(worker)
+    assert sum(running(world).values()) == expected, "the cap is of the account, whoever coordinates"
+    world.open(B)
+    world.tasks(30, B)
+    assert running(world).get(B, 0) == 10 - expected, "what a cap leaves goes to others"
+
+
+def test_a_cap_is_of_what_is_lent() -> None:
+    world = World(slots=10)
+    world.open(part_max=0.5)
+    world.feed(m.LentChanged(4, 0.0))
+    assert world.only(m.Grant) == [m.Grant(A, 2)]
+    world.tasks(9)
+    assert running(world) == {A: 2}
+
+
+def test_slots_are_kept_for_urgent_jobs() -> None:
+    world = World(slots=4, reserved=1)
+    world.open(A)
+    assert world.only(m.Grant) == [m.Grant(A, 3)]
+    world.tasks(9, A)
+    assert running(world) == {A: 3}
+    world.open(B, OTHER, Q, priority=8)
+    world.tasks(9, B, OTHER)
+    assert running(world) == {A: 3, B: 1}
+    for _ in range(3):
+        worker = next(each for each, rows in world.hands.items() if rows and world.owner[each] == A)
+        world.end(worker)
+    assert running(world)[B] >= 2, "and they have their weight in the rest"
+
+
 class LendWorld(RuleBasedStateMachine):
     """Random origins, jobs, workers that live and die; nothing is lost, nothing runs twice at a time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(slots=3, ready=False)
+        self.world = World(slots=3, ready=False, own=B)
+        #: Slots, those of guests, and the part of these that account A may have.
+        self.slots, self.lent, self.part_max = 3, 3, 1.0
         self.next_row = 0
         #: Rows that are here and wanted, by origin and job.
         self.wanted: dict[tuple[PeerId, JobId], set[Row]] = {}
 
     def feed(self, *events: m.Event) -> None:
+        before = {worker for worker, rows in self.world.hands.items() if rows}
         for effect in self.world.feed(*events):
             match effect:
                 case m.ReturnUnrun(origin, job, rows):
@@ -454,13 +583,49 @@ class LendWorld(RuleBasedStateMachine):
                     self.wanted.pop((origin, job), None)
                 case m.RunBatch(_, origin, job, rows):
                     assert set(rows) <= self.wanted[origin, job]
+                    busy = running(self.world)
+                    mine = sum(count for whose, count in busy.items() if (account_of(whose) or whose) == A)
+                    if origin != B:
+                        assert mine <= min(self.slots, self.lent), "guests have what is lent"
+                        assert mine <= max(1, int(self.part_max * min(self.slots, self.lent))), (
+                            "and never more than a cap"
+                        )
+                    assert sum(busy.values()) <= max(self.slots, len(before))
                 case m.Grant(_, slots):
                     assert 0 <= slots <= 3
+        guests_wait = any(rows for (origin, _), rows in self.waiting().items() if origin != B)
+        assert min(self.slots, self.lent) or not guests_wait, "nothing waits for slots that nobody lends"
+
+    def waiting(self) -> dict[tuple[PeerId, JobId], set[Row]]:
+        """Wanted rows that no worker has in hand."""
+        held = {row for rows in self.world.hands.values() for row in rows}
+        return {key: rows - held for key, rows in self.wanted.items()}
+
+    @rule(slots=st.integers(0, 3))
+    def slots_change(self, slots: int) -> None:
+        self.slots = slots
+        self.feed(m.SlotsChanged(slots))
+
+    @rule(lent=st.sampled_from([None, 0, 1, 2]), grace_s=st.sampled_from([0.0, 1.0, 60.0]))
+    def lent_changes(self, lent: int | None, grace_s: float) -> None:
+        self.lent = 3 if lent is None else lent
+        self.feed(m.LentChanged(lent, grace_s))
 
     @rule(origin=st.sampled_from([A, B, A1]), job=st.sampled_from([JOB, OTHER]), program=st.sampled_from([P, Q]))
     def open(self, origin: PeerId, job: JobId, program: ProgramId) -> None:
         self.wanted.setdefault((origin, job), set())
-        self.feed(m.OriginOpened(origin, job, program, 5, None, None, account_of(origin)))
+        self.feed(m.OriginOpened(origin, job, program, 5, None, None, account_of(origin), self.part_of(origin)))
+
+    def part_of(self, origin: PeerId) -> float:
+        return 1.0 if origin == B else self.part_max
+
+    @rule(part_max=st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+    def trust_changes(self, part_max: float) -> None:
+        """Known to the machine with the next job."""
+        self.part_max = max(self.part_max, part_max)
+        jobs = [key for key in self.wanted if key[0] != B]
+        if not jobs:
+            self.part_max = part_max
 
     @rule(origin=st.sampled_from([A, B, A1]), job=st.sampled_from([JOB, OTHER]), count=st.integers(1, 30))
     def arrive(self, origin: PeerId, job: JobId, count: int) -> None:
@@ -536,6 +701,8 @@ class LendWorld(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Workers that are ready and end what they have: everything wanted runs."""
+        self.slots_change(3)
+        self.lent_changes(None, 0.0)
         for _ in range(500):
             if not any(self.wanted.values()):
                 return
