@@ -137,6 +137,8 @@ def build(rules: FilterRules, pid: int) -> Any:
     import pyseccomp as seccomp
 
     made = seccomp.SyscallFilter(seccomp.ALLOW)
+    # A call by the door of another architecture: else its thread alone dies, and the worker hangs.
+    made.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
     with contextlib.suppress(OSError, ValueError):  # libseccomp before 2.5 has it not
         made.set_attr(seccomp.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     refuse, unknown = seccomp.ERRNO(errno.EPERM), seccomp.ERRNO(errno.ENOSYS)
