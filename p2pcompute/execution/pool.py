@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +28,14 @@ from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.execution.engines.document import PLAIN, ProgramHead
 from p2pcompute.execution.launcher import DirectLauncher, Launcher, Place, TemplateLauncher, can_fork
 from p2pcompute.execution.pool_channel import FrameChannel
+from p2pcompute.execution.pool_groups import WorkerGroups
 from p2pcompute.execution.pool_parts import make_worker, shelter_of
 from p2pcompute.execution.pool_types import PoolEvents, PoolSettings, ProgramKey, TaskEnd, TaskRun, WorkerInfo
 from p2pcompute.execution.pool_worker import PoolWorker, Sentence
 from p2pcompute.execution.resources import worker_environment
 from p2pcompute.execution.sandbox.sandboxes import SandboxLauncher
 from p2pcompute.execution.sandbox.shelter import Shelter
+from p2pcompute.model import limits
 from p2pcompute.model.errors import ResourceError, UsageError
 from p2pcompute.model.ids import BlobId
 from p2pcompute.model.job import Outcome
@@ -53,6 +56,7 @@ WEIGH_PAUSE_MAX_S = 2.0
 WEIGH_WAIT_S = 60.0
 #: A task that a worker begins just when it is cancelled, or when the worker becomes ready, is found by a look so much later.
 SOON_S = 0.01
+STARVED = "used more memory than is allowed; the kernel killed it, or a process that it had started"
 #: A worker whose connection closed must be reported dead within this, else it is taken as gone.
 GONE_WAIT_S = 2.0
 
@@ -96,6 +100,7 @@ class WorkerPool:
         if self._shelter.enclosure is None:
             self._folder = self._make_folder()
             environment["HOME"] = environment["TMPDIR"] = str(self._folder)
+        self._groups = WorkerGroups(self._shelter.cgroups, self._settings.threads_per_worker, self._loop, self._chore)
         direct = DirectLauncher(
             self, python=self._settings.python, environment=environment, folder=self._folder, shelter=self._shelter
         )
@@ -174,7 +179,7 @@ class WorkerPool:
         if not self._launchers or self._shelter is None:
             raise UsageError("the worker pool is not running: call start() first, and nothing after stop()")
         place = Place(key, self._shelter.choose(head.demands.grants))
-        limits = [each for each in (memory_bytes, self._settings.memory_bytes) if each is not None]
+        memory_limits = [each for each in (memory_bytes, self._settings.memory_bytes) if each is not None]
         number = next(self._numbers)
         launcher = self._launchers[0]
         berth = None
@@ -182,7 +187,7 @@ class WorkerPool:
             folder = None if self._folder is None else self._folder / f"worker-{number}"
             berth = launcher.berth(number, place, folder)
             worker, connection, descriptors = make_worker(
-                number, key, folder, min(limits, default=None), self._clock.monotonic()
+                number, key, folder, min(memory_limits, default=None), self._clock.monotonic()
             )
         except OSError as error:
             if berth is not None:
@@ -264,6 +269,8 @@ class WorkerPool:
         folder, self._folder = self._folder, None
         while self._chores:
             await asyncio.wait(self._chores)
+        if self._shelter is not None:
+            await self._groups.stop()
         if folder is not None:
             await self._chore(lambda: shutil.rmtree(folder, ignore_errors=True))
         self._threads.shutdown(wait=False)
@@ -275,6 +282,7 @@ class WorkerPool:
         worker = self._workers.get(number)
         if worker is not None:
             worker.pid = pid
+            self._groups.enter(number, pid, worker.memory_bytes)
 
     def process_ended(self, number: int, status: int | None) -> None:
         """See LauncherEvents."""
@@ -363,6 +371,9 @@ class WorkerPool:
         if self._workers.pop(number, None) is None:
             return
         del self._launched_by[number]
+        if self._groups.leave(number) and worker.sentence is None and status == -signal.SIGKILL:
+            _, serial, _ = worker.running()
+            worker.sentence = Sentence(serial, Outcome.OUT_OF_MEMORY, STARVED)
         sentence = worker.sentence
         printed = worker.rescue_output(only_full=False)
         cause = process_tree.describe_exit(status) if sentence is None else sentence.text
@@ -418,26 +429,43 @@ class WorkerPool:
         return due
 
     def _weigh(self, busy: Sequence[PoolWorker], now: float) -> None:
-        """Weigh the process families of busy workers in a thread, then kill what is too heavy."""
-        limited = [(each, each.pid, each.memory_bytes) for each in busy if each.pid and each.memory_bytes is not None]
-        if not limited or now < self._weigh_again_at:
+        """Weigh the process families of busy workers in a thread, then kill what is too heavy or has too many threads."""
+        known = [(each, each.pid, each.memory_bytes) for each in busy if each.pid]
+        if not known or now < self._weigh_again_at:
             return
         self._weigh_again_at = now + WEIGH_WAIT_S
-        pids, allowed = [pid for _, pid, _ in limited], [memory_bytes for _, _, memory_bytes in limited]
+        pids, allowed = [pid for _, pid, _ in known], [memory_bytes for _, _, memory_bytes in known]
 
-        def judge(done: asyncio.Future[list[int]]) -> None:
+        groups = self._groups.of([worker.number for worker, _, _ in known])
+
+        def weigh() -> tuple[list[process_tree.Weight], set[int]]:
+            starved = {number for number, group in groups.items() if group.was_out_of_memory()}
+            return process_tree.weigh_families(pids, allowed), starved
+
+        def judge(done: asyncio.Future[tuple[list[process_tree.Weight], set[int]]]) -> None:
             took_s = self._clock.monotonic() - now
             self._weigh_again_at = now + min(max(took_s * WEIGH_PAUSES, INSPECT_S * 0.9), WEIGH_PAUSE_MAX_S)
-            for (worker, _, memory_bytes), weight in zip(limited, done.result(), strict=True):
-                if weight > memory_bytes and self._workers.get(worker.number) is worker:
-                    _, serial, _ = worker.running()
+            weights, starved = done.result()
+            for (worker, _, memory_bytes), weight in zip(known, weights, strict=True):
+                if self._workers.get(worker.number) is not worker:
+                    continue
+                _, serial, _ = worker.running()
+                if memory_bytes is not None and weight.memory_bytes > memory_bytes:
                     text = (
-                        f"used {weight >> 20} MiB of memory where {memory_bytes >> 20} MiB are allowed; "
+                        f"used {weight.memory_bytes >> 20} MiB of memory where {memory_bytes >> 20} MiB are allowed; "
                         "its process was killed"
                     )
                     self._condemn(worker, Sentence(serial, Outcome.OUT_OF_MEMORY, text))
+                elif worker.number in starved:
+                    self._condemn(worker, Sentence(serial, Outcome.OUT_OF_MEMORY, STARVED))
+                elif weight.threads > limits.WORKER_THREADS_MAX:
+                    text = (
+                        f"had {weight.threads} threads and processes where {limits.WORKER_THREADS_MAX} are allowed; "
+                        "all were killed"
+                    )
+                    self._condemn(worker, Sentence(serial, Outcome.WORKER_DIED, text))
 
-        self._chore(lambda: process_tree.family_memory_bytes(pids, allowed)).add_done_callback(judge)
+        self._chore(weigh).add_done_callback(judge)
 
     # --- threads
 

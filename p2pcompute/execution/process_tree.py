@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 
 def kill_group(pid: int) -> None:
@@ -51,7 +52,7 @@ def children_of(pid: int) -> list[int]:
             return [int(each) for each in file.read().split()]
     except FileNotFoundError:
         # Gone, or a kernel without this file.
-        return sorted(child for child, parent in _all_processes()[0].items() if parent == pid)
+        return sorted(child for child, process in _all_processes().items() if process.parent == pid)
     except OSError:
         return []
 
@@ -68,32 +69,57 @@ def innermost_pid(pid: int) -> int | None:
     return pid
 
 
-def family_memory_bytes(leaders: Sequence[int], limits_bytes: Sequence[int]) -> list[int]:
-    """Resident bytes of each of `leaders` and all its descendants; 0 for one that is gone. Reads files: call it off the loop.
+def family_of(pid: int) -> list[int]:
+    """A process and all its descendants. Reads files: call it off the loop."""
+    children: dict[int, list[int]] = {}
+    for each, one in _all_processes().items():
+        children.setdefault(one.parent, []).append(each)
+    family = [pid]
+    for member in family:  # grows while it is walked
+        family.extend(children.get(member, ()))
+    return family
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Of a process and all its descendants: resident bytes, and how many threads they have, one at least for each process."""
+
+    memory_bytes: int
+    threads: int
+
+
+def weigh_families(leaders: Sequence[int], limits_bytes: Sequence[int | None]) -> list[Weight]:
+    """Weight of each of `leaders` and all its descendants; 0 for one that is gone. Reads files: call it off the loop.
 
     One pass over all processes of the machine, however many families. Pages that a family shares are counted once where its plain
     sum is above its limit and the system tells; a family that forks large tables would else look many times its weight.
     """
-    parents, resident = _all_processes()
+    processes = _all_processes()
     children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
     weights = []
     for leader, limit_bytes in zip(leaders, limits_bytes, strict=True):
-        family = [leader] if leader in parents else []
+        family = [leader] if leader in processes else []
         for member in family:  # grows while it is walked
             family.extend(children.get(member, ()))
-        weight = sum(resident[member] for member in family)
-        if weight > limit_bytes and len(family) > 1:
+        weight = sum(processes[member].resident_bytes for member in family)
+        if limit_bytes is not None and weight > limit_bytes and len(family) > 1:
             weight = sum(_own_bytes(member) for member in family)
-        weights.append(weight)
+        weights.append(Weight(weight, sum(processes[member].threads for member in family)))
     return weights
 
 
-def _all_processes() -> tuple[dict[int, int], dict[int, int]]:
-    """(parent, resident bytes) by pid."""
-    parents: dict[int, int] = {}
-    resident: dict[int, int] = {}
+@dataclass(frozen=True, slots=True)
+class _Process:
+    parent: int
+    resident_bytes: int
+    threads: int
+
+
+def _all_processes() -> dict[int, _Process]:
+    """All processes of the machine, by pid."""
+    found: dict[int, _Process] = {}
     if sys.platform == "linux":
         page_bytes = os.sysconf("SC_PAGE_SIZE")
         for name in os.listdir("/proc"):
@@ -104,16 +130,16 @@ def _all_processes() -> tuple[dict[int, int], dict[int, int]]:
                     words = file.read().rpartition(b")")[2].split()
             except OSError:
                 continue  # it ended meanwhile
-            parents[int(name)] = int(words[1])
-            resident[int(name)] = int(words[21]) * page_bytes
+            found[int(name)] = _Process(int(words[1]), int(words[21]) * page_bytes, int(words[17]))
     else:
         import psutil  # here, because the template imports this module and forks what it holds
 
-        for process in psutil.process_iter(["ppid", "memory_info"]):
+        for process in psutil.process_iter(["ppid", "memory_info", "num_threads"]):
             memory = process.info["memory_info"]
-            parents[process.pid] = process.info["ppid"] or 0
-            resident[process.pid] = memory.rss if memory else 0
-    return parents, resident
+            found[process.pid] = _Process(
+                process.info["ppid"] or 0, memory.rss if memory else 0, process.info["num_threads"] or 1
+            )
+    return found
 
 
 def _own_bytes(pid: int) -> int:

@@ -463,6 +463,9 @@ CACHE_TTL_MAX_S = 86_400.0
 TASK_OUTPUT_BYTES_MAX = 64 * 1024
 #: Progress reports passed on, per task and second.
 PROGRESS_PER_SECOND = 5.0
+#: Threads of one worker and all processes that it starts: far above what libraries make for the cores that a worker has, far below what hurts
+#: a machine. Held by a control group where there is one, else looked at now and then.
+WORKER_THREADS_MAX = 512
 #: Scratch folder of a worker in a sandbox. It lies in memory, where no quota of a disk is needed: large against what Python and its libraries
 #: put there, small against the memory of a machine that lends; what needs more asks for a folder of the owner's.
 SCRATCH_BYTES = 256 << 20

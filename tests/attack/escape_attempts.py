@@ -221,7 +221,9 @@ def send_signal_by_pipe(targets):
 def change_others(targets):
     done = []
     victim = targets["victim"]
-    if _reached("limits", lambda: resource.prlimit(victim, resource.RLIMIT_CORE, resource.prlimit(victim, resource.RLIMIT_CORE))):
+    if _reached(
+        "limits", lambda: resource.prlimit(victim, resource.RLIMIT_CORE, resource.prlimit(victim, resource.RLIMIT_CORE))
+    ):
         done.append("limits")
     if _reached("priority", lambda: os.setpriority(os.PRIO_PROCESS, victim, 5)):
         done.append("priority")
@@ -242,7 +244,11 @@ def start_processes(targets):
     def spawn():
         os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
 
-    for name, attempt in (("fork", fork), ("subprocess", lambda: subprocess.run(["true"], check=True)), ("posix_spawn", spawn)):
+    for name, attempt in (
+        ("fork", fork),
+        ("subprocess", lambda: subprocess.run(["true"], check=True)),
+        ("posix_spawn", spawn),
+    ):
         if _reached(name, attempt):
             done.append(name)
     return done
@@ -430,7 +436,11 @@ def honest(targets):
 
 def read_other_worker(targets):
     done = []
-    for path in (targets["other_folder"] + "/mine", f"/proc/{targets['other']}/cwd/mine", f"/proc/{targets['other']}/environ"):
+    for path in (
+        targets["other_folder"] + "/mine",
+        f"/proc/{targets['other']}/cwd/mine",
+        f"/proc/{targets['other']}/environ",
+    ):
         try:
             data = _read_whole(path)
         except OSError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import socket
@@ -55,7 +56,10 @@ class Owner:
         self._short = tempfile.TemporaryDirectory(prefix="esc-")
         self.control, self.datagram = Path(self._short.name, "control"), Path(self._short.name, "datagram")
         self.abstract = f"p2pcompute-test-{os.getpid()}"
-        self._listeners = [self._listen(socket.SOCK_STREAM, str(self.control)), self._listen(socket.SOCK_STREAM, f"\0{self.abstract}")]
+        self._listeners = [
+            self._listen(socket.SOCK_STREAM, str(self.control)),
+            self._listen(socket.SOCK_STREAM, f"\0{self.abstract}"),
+        ]
         self._datagrams = self._listen(socket.SOCK_DGRAM, str(self.datagram))
         self.shared = f"p2pcompute-test-{os.getpid()}"
         self.victim = self._start_victim()
@@ -127,7 +131,7 @@ class Owner:
 async def attack(folder: Path, level: Isolation) -> dict[str, Any]:
     owner = Owner(folder)
     os.environ["OWNERS_TOKEN"] = MARKER
-    source = Path(escape_attempts.__file__).read_text()
+    source = inspect.getsource(escape_attempts)
     found: dict[str, Any] = {}
     async with bench(isolation_most=level, scratch_bytes=SCRATCH_BYTES) as on:
         other = on.spawn(source, submitter=2)
@@ -162,7 +166,9 @@ async def attack(folder: Path, level: Isolation) -> dict[str, Any]:
     return found
 
 
-async def call(on: Bench, worker: int, number: int, entry: str, targets: dict[str, Any], timeout_s: float = 30.0) -> Any:
+async def call(
+    on: Bench, worker: int, number: int, entry: str, targets: dict[str, Any], timeout_s: float = 30.0
+) -> Any:
     end = await on.call(worker, number, entry, targets, timeout_s=timeout_s)
     match end.outcome:
         case Outcome.RETURNED:

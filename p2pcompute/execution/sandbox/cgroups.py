@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 #: Period of the limit of cores, microseconds, the kernel's own default.
 PERIOD_US = 100_000
+#: Files that some kernels do not have.
+_OPTIONAL = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max", "memory.oom.group"})
 CONTROLLERS = ("memory", "pids", "cpu")
 
 
@@ -48,7 +50,7 @@ class Cgroups:
             for controller, base in self.bases.items():
                 for file, value in _settings(self.kind, controller, limits):
                     target = base / name / file
-                    if target.exists() or not file.startswith("memory.memsw"):
+                    if target.exists() or file not in _OPTIONAL:
                         target.write_text(value)
         except OSError:
             group.remove()
@@ -160,7 +162,18 @@ def _switch_on(base: Path, controllers: list[str]) -> bool:
     return True
 
 
+def _sweep(base: Path) -> None:
+    """Remove groups of processes that are gone: a peer that was killed left them."""
+    with contextlib.suppress(OSError):
+        for folder in base.glob("p2pcompute-[0-9]*"):
+            number = folder.name.split("-")[1]
+            if number.isdecimal() and not Path("/proc", number).exists():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
 def _can_make(base: Path) -> bool:
+    _sweep(base)
     trial = base / f"p2pcompute-trial-{os.getpid()}"
     try:
         trial.mkdir()
@@ -179,7 +192,9 @@ def _settings(kind: str, controller: str, limits: GroupLimits) -> list[tuple[str
                 [] if memory is None else [("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)]
             )
         case "v2", "memory":
-            return [] if memory is None else [("memory.max", memory), ("memory.swap.max", "0")]
+            return (
+                [] if memory is None else [("memory.max", memory), ("memory.swap.max", "0"), ("memory.oom.group", "1")]
+            )
         case _, "pids":
             return [("pids.max", str(limits.processes))]
         case "v1", "cpu":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from p2pcompute.execution.sandbox import bubblewrap
 from p2pcompute.execution.sandbox.bubblewrap import View
+from p2pcompute.execution.sandbox.cgroups import Cgroups
 from p2pcompute.execution.sandbox.confine import Confinement
 from p2pcompute.execution.sandbox.enclosure import Enclosure
 from p2pcompute.execution.sandbox.grants import GrantedFolder, Grants, choose, folder_variable
@@ -43,6 +44,8 @@ class Shelter:
     scratch_bytes: int
     folders: tuple[GrantedFolder, ...] = ()
     whole_network: bool = False
+    #: Where groups for workers can be made.
+    cgroups: Cgroups | None = None
 
     def choose(self, asked: Collection[str]) -> Grants:
         """See `grants.choose`."""
@@ -130,4 +133,5 @@ def make_shelter(
         scratch_bytes=scratch_bytes,
         folders=tuple(GrantedFolder(each.name, Path(os.path.realpath(each.path)), each.writable) for each in folders),
         whole_network=whole_network,
+        cgroups=report.cgroups,
     )
