@@ -122,7 +122,9 @@ def remount(targets):
 
 
 def user_namespace(targets):
-    return "made" if _libc().unshare(0x10000000) == 0 else ""
+    # EINVAL, to a process with threads, says that the call was let through.
+    libc = _libc()
+    return "let through" if libc.unshare(0x10000000) == 0 or ctypes.get_errno() != 1 else ""
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

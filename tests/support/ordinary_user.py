@@ -5,7 +5,7 @@ empty ones in which only what is needed is bound again.
 
     python ordinary_user.py NUMBER PATH… -- COMMAND…
 
-PATH: what the user must be able to read. Standard modules only.
+PATH: what the user must be able to read. With NUMBER 0 it stays root, in the mount namespace. Standard modules only.
 """
 
 import ctypes
@@ -20,10 +20,11 @@ def main(arguments: list[str]) -> None:
     at = arguments.index("--")
     user, paths, command = int(arguments[0]), arguments[1:at], arguments[at + 1 :]
     libc = ctypes.CDLL(None, use_errno=True)
+    os.umask(0o022)
     _must(libc.unshare(_CLONE_NEWNS))
     _must(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
     opened = {os.path.realpath(path): os.open(path, os.O_PATH) for path in paths}
-    for path, descriptor in opened.items():
+    for path, descriptor in opened.items() if user else ():
         closed = _closed_ancestor(path)
         if closed is None:
             continue
