@@ -107,8 +107,8 @@ class PeerConfig:
     cost_per_hour: float = 0.0
     #: What this peer's owner promises of it: "basic", "standard" or "premium".
     performance_tier: str = TIER_DEFAULT
-    #: How well other people's code must be held here: "auto" (as well as this machine can), or "process", "restricted" or "sandbox",
-    #: at least; where that cannot be, the peer does not start.
+    #: How other people's code is held here: "auto" (as well as this machine can); "restricted" or "sandbox": so well at least, or the peer
+    #: does not start; "process": in plain processes, which see what this user sees, for submitters who are trusted with that.
     isolation: str = "auto"
     #: Engines that are offered, of those that work here; empty: all of them.
     engines: tuple[str, ...] = ()

@@ -81,12 +81,17 @@ def offers_of(config: PeerConfig) -> Offers:
     lacking = "" if wanted is None else report.lacking(wanted)
     if lacking:
         raise UsageError(f'{lacking}; repair what is named, or ask for less with isolation = "auto"')
-    return Offers(report.level, chosen, grants)
+    return Offers(min(report.level, isolation_most(config), key=lambda level: level.rank), chosen, grants)
 
 
 def wanted_isolation(config: PeerConfig) -> Isolation | None:
     """What the owner wants at least; None for whatever can be had."""
     return None if config.isolation == "auto" else Isolation(config.isolation)
+
+
+def isolation_most(config: PeerConfig) -> Isolation:
+    """Layers above this are left out: only the owner's own word, "process", switches the sandbox off."""
+    return Isolation.PROCESS if config.isolation == Isolation.PROCESS else Isolation.SANDBOX
 
 
 def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Workshop:
@@ -95,6 +100,7 @@ def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Worksho
     settings = PoolSettings(
         memory_bytes=config.memory_bytes,
         isolation=wanted_isolation(config),
+        isolation_most=isolation_most(config),
         folders=tuple(GrantedFolder(each.name, each.path, each.writable) for each in config.folders),
         whole_network="network" in config.grants,
     )

@@ -103,7 +103,7 @@ def arguments(view: View) -> list[str]:
     for folder in view.scratch:
         made += ["--size", str(view.scratch_bytes), "--tmpfs", folder]
     for granted in grants.folders:
-        made += ["--bind" if granted.writable else "--ro-bind", str(granted.path), granted.place]
+        made += ["--bind" if granted.writable else "--ro-bind", str(granted.path), str(granted.path)]
     made += ["--remount-ro", "/dev/pts", "--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/"]
     for name, value in view.environment:
         made += ["--setenv", name, value]

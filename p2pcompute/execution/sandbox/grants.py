@@ -15,20 +15,11 @@ from p2pcompute.model.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class GrantedFolder:
-    """A folder of the owner's, which tasks find at `place`."""
+    """A folder of the owner's, which tasks find where it is, and by the environment variable `folder_variable(name)`."""
 
     name: str
     path: Path
     writable: bool = False
-
-    @property
-    def place(self) -> str:
-        """Where it stands inside a sandbox."""
-        return f"{FOLDERS_AT}/{self.name}"
-
-
-#: Where granted folders stand inside a sandbox; each also in the environment variable `folder_variable(name)`.
-FOLDERS_AT = "/granted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from p2pcompute.model.peer import Isolation
 BERTHS = 16
 #: Where they are.
 SCRATCH_AT = "/tmp"
+#: What a sandbox has in place of the machine's: neither these nor what holds them can be granted, nor anything within the trees.
+_OWN_PLACES = ("/proc", "/dev", "/sys", "/usr", "/etc", f"{SCRATCH_AT}/1")
+_OWN_TREES = ("/proc/", "/dev/", "/sys/")
 #: Devices to write to.
 _DEVICES = tuple(f"/dev/{name}" for name in bubblewrap.DEVICES)
 _CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
@@ -84,7 +87,7 @@ class Shelter:
         if inside:
             write.append("/dev/shm")
         for granted in grants.folders:
-            (write if granted.writable else read).append(granted.place if inside else str(granted.path))
+            (write if granted.writable else read).append(str(granted.path))
         return Confinement(
             landlock=self.landlock,
             seccomp=self.seccomp,
@@ -99,10 +102,7 @@ class Shelter:
 
     def variables(self, grants: Grants) -> dict[str, str]:
         """Environment variables that tell a worker where its grants are."""
-        inside = self.enclosure is not None
-        return {
-            folder_variable(granted.name): granted.place if inside else str(granted.path) for granted in grants.folders
-        }
+        return {folder_variable(granted.name): str(granted.path) for granted in grants.folders}
 
 
 def make_shelter(
@@ -120,6 +120,8 @@ def make_shelter(
         raise UsageError(f'{lacking}; `p2pcompute doctor` says more, or ask for less with isolation = "auto"')
     confined = most.rank >= Isolation.RESTRICTED.rank and report.level.rank >= Isolation.RESTRICTED.rank
     enclosure = report.enclosure if most.rank >= Isolation.SANDBOX.rank else None
+    for each in folders:
+        _check_folder(each)
     without = report.seccomp and report.landlock
     level = min((report.level, most), key=lambda each: each.rank)
     if enclosure is None and not without:
@@ -135,3 +137,17 @@ def make_shelter(
         whole_network=whole_network,
         cgroups=report.cgroups,
     )
+
+
+def _check_folder(folder: GrantedFolder) -> None:
+    real = os.path.realpath(folder.path)
+    if not os.path.isdir(real):
+        raise UsageError(
+            f"the folder {folder.path}, granted as {folder.name!r}, does not exist: make it, or grant another"
+        )
+    if any(place == real or place.startswith(real.rstrip("/") + "/") for place in _OWN_PLACES) or real.startswith(
+        _OWN_TREES
+    ):
+        raise UsageError(
+            f"the folder {folder.path} cannot be granted: sandboxes have their own there; grant a folder of your own"
+        )
