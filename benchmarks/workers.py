@@ -15,16 +15,22 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
+import psutil
+
 from p2pcompute.execution import values
 from p2pcompute.execution.bundle import make_program
 from p2pcompute.execution.pool import PoolSettings, ProgramKey, TaskEnd, TaskRun, WorkerPool
+from p2pcompute.execution.probes import sandbox_report
 from p2pcompute.model.ids import PeerId, ProgramId
 from p2pcompute.model.job import Outcome
+from p2pcompute.model.peer import Isolation
 
 ROUND_TRIPS = 2_000
 NO_OPS = 50_000
 BATCH = 250
 LARGE_BYTES = 64 << 20
+#: Until what the pool keeps ready is ready again.
+SETTLE_S = 1.0
 
 
 def same(value: int) -> int:
@@ -83,17 +89,21 @@ class Clock:
         return time.time()
 
 
-async def ours(use_template: bool) -> dict[str, float]:
-    """Figures of the pool, seconds and counts a second."""
+async def ours(use_template: bool, level: Isolation = Isolation.SANDBOX) -> dict[str, float]:
+    """Figures of the pool, seconds and counts a second; workers are held at `level` at most."""
     program = make_program({"same": same, "size": size, "sized": sized})
     data, entries = program.data, program.entries
     arguments = values.encode([[1], {}])
     key = ProgramKey(PeerId(bytes(32)), ProgramId(bytes(32)))
     counter = Counter()
     figures = {}
-    pool = WorkerPool(counter, Clock(), PoolSettings(use_template=use_template))
+    pool = WorkerPool(counter, Clock(), PoolSettings(use_template=use_template, isolation_most=level))
+    began = time.perf_counter()
+    sandbox_report()  # once for a process, a third of a second: not a worker's cost
     began = time.perf_counter()
     await pool.start()
+    if pool.isolation is not level:
+        print(f"workers are held at the level {pool.isolation} here, not {level}")
     try:
         workers = [pool.spawn(key, data)]
         pool.run(workers[0], [TaskRun(0, 0, entries.index("same"), arguments)])
@@ -104,6 +114,13 @@ async def ours(use_template: bool) -> dict[str, float]:
         pool.run(workers[1], [TaskRun(0, 0, entries.index("same"), arguments)])
         await counter.reach(2)
         figures["one more worker, s"] = time.perf_counter() - began
+        await asyncio.sleep(SETTLE_S)
+        began = time.perf_counter()
+        other = pool.spawn(ProgramKey(PeerId(bytes([1]) * 32), ProgramId(bytes(32))), data)
+        pool.run(other, [TaskRun(0, 0, entries.index("same"), arguments)])
+        await counter.reach(3)
+        figures["of another submitter, s"] = time.perf_counter() - began
+        figures["memory of a worker, MiB"] = _own_memory_mib(pool.workers[workers[1]].pid)
         trips = []
         for _ in range(ROUND_TRIPS):
             began = time.perf_counter()
@@ -127,6 +144,13 @@ async def ours(use_template: bool) -> dict[str, float]:
     finally:
         await pool.stop()
     return figures
+
+
+def _own_memory_mib(pid: int | None) -> float:
+    """Memory that is the process's alone, with its part of what it shares, and of its children."""
+    assert pid is not None
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(getattr(each.memory_full_info(), "pss", 0) for each in family) / 2**20
 
 
 def theirs() -> dict[str, float]:
@@ -189,13 +213,16 @@ def _percentiles(trips: list[float]) -> dict[str, float]:
 
 def main() -> None:
     columns = {
-        "pool, template": asyncio.run(ours(True)),
-        "pool, direct": asyncio.run(ours(False)),
+        "sandbox": asyncio.run(ours(True)),
+        "sandbox, direct": asyncio.run(ours(False)),
+        "restricted": asyncio.run(ours(True, Isolation.RESTRICTED)),
+        "process": asyncio.run(ours(True, Isolation.PROCESS)),
+        "process, direct": asyncio.run(ours(False, Isolation.PROCESS)),
         "ProcessPoolExecutor": theirs(),
         "bare echo": asyncio.run(floor()),
     }
     print(f"{'':28}" + "".join(f"{name:>22}" for name in columns))
-    for row in columns["pool, template"]:
+    for row in columns["sandbox"]:
         cells = (column.get(row) for column in columns.values())
         print(
             f"{row:28}"
