@@ -256,10 +256,14 @@ def test_without_a_peer_one_is_started_for_the_job(here: Machine, tmp_path: Path
 
 
 def test_inputs_and_outputs_of_every_kind(here: Machine, tmp_path: Path, program: str) -> None:
-    here.up("anna")
-    text = tmp_path / "a.txt"
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    # Where root runs the peer its tasks are nobody, who may see what others may.
+    texts.chmod(0o755)
+    here.up("anna", "--folder", f"texts={texts}")
+    text = texts / "a.txt"
     text.write_text("one\ntwo\n")
-    document = tmp_path / "b.json"
+    document = texts / "b.json"
     document.write_text('{"a": [1, null]}')
 
     def kinds(path: Path, *arguments: str) -> list[Any]:
@@ -276,7 +280,18 @@ def test_inputs_and_outputs_of_every_kind(here: Machine, tmp_path: Path, program
     assert done.stdout == ""
     assert [json.loads(line) for line in output.read_text().splitlines()] == [["str", "one"], ["str", "two"]]
     total = here.run(
-        "submit", program, "--map", "size", "--as", "path", "--aggregation", "sum", str(text), str(document)
+        "submit",
+        program,
+        "--map",
+        "size",
+        "--as",
+        "path",
+        "--grant",
+        "folder:texts",
+        "--aggregation",
+        "sum",
+        str(text),
+        str(document),
     )
     assert json.loads(total.stdout) == 8 + len('{"a": [1, null]}')
     mapped = here.run("map", program, "same", "1", '"x"', "[2]", "--json")

@@ -27,6 +27,7 @@ from p2pcompute.node.partials import write_nodes
 from p2pcompute.node.peer import Peer
 from p2pcompute.node.share import Cut, Share
 from p2pcompute.wire.messages import JobOpen, Message, ShareOpen
+from tests.support.holding import PLAIN
 from tests.support.peers import Machine, PeerProcess, free_port, linked, machine, until, until_now
 
 TASKS = 240
@@ -59,13 +60,13 @@ def stand(origin: Peer, *communities: Sequence[PeerId]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def three_communities(home: Path) -> AsyncIterator[list[Peer]]:
+async def three_communities(home: Path, **changes: Any) -> AsyncIterator[list[Peer]]:
     """Six peers in this process: the first two at home, and two communities of two. All of `stand` is done."""
     async with contextlib.AsyncExitStack() as stack:
         peers: list[Peer] = []
         for number in range(1, 7):
             bootstrap = tuple(Address("127.0.0.1", peer.port) for peer in peers[:1])
-            config = PeerConfig.test(name=f"peer{number}", slots=2, bootstrap=bootstrap)
+            config = PeerConfig.test(name=f"peer{number}", slots=2, bootstrap=bootstrap, **changes)
             peers.append(await stack.enter_async_context(Peer(config, folders=Folders.beneath(home))))
         await linked(peers)
         stand(peers[0], [peer.peer_id for peer in peers[2:4]], [peer.peer_id for peer in peers[4:]])
@@ -153,7 +154,7 @@ def test_shared_and_large_data_cross_to_a_community_once(home: Path) -> None:
 
 def test_what_fails_in_a_community_fails_as_anywhere(home: Path, tmp_path: Path) -> None:
     async def body() -> None:
-        async with three_communities(home) as peers:
+        async with three_communities(home, **PLAIN) as peers:
             origin = peers[0]
             with pytest.raises(ValueError, match="is odd"):
                 await origin.map_reduce(work.odd_ones_fail, None, range(TASKS), aggregation="sum")

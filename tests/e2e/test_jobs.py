@@ -26,6 +26,7 @@ from p2pcompute.model.errors import (
 )
 from p2pcompute.model.job import JobProgress
 from p2pcompute.node.peer import Peer
+from tests.support.holding import PLAIN
 from tests.support.peers import network, until
 
 
@@ -61,7 +62,7 @@ def test_any_peer_submits_and_both_compute(home: Path, tmp_path: Path) -> None:
             assert sum(done.values()) == 40
             assert len(done) == 2, "only one peer did any work"
 
-    run(home, 2, body)
+    run(home, 2, body, **PLAIN)
 
 
 def test_a_peer_without_slots_has_others_work(home: Path) -> None:

@@ -25,6 +25,7 @@ from p2pcompute.node.folders import Folders
 from p2pcompute.node.learner import RiverLearner
 from p2pcompute.node.peer import Peer
 from p2pcompute.node.remote import RemotePeer
+from tests.support.holding import PLAIN
 from tests.support.peers import Machine, linked, machine, own_ports, until, until_now
 
 MISSING = "the package river is not installed: pip install 'p2pcompute[learning]'"
@@ -37,12 +38,12 @@ def a_peer(home: Path, number: int, *beside: Peer, **changes: Any) -> Peer:
 
 
 @contextlib.asynccontextmanager
-async def three(home: Path) -> AsyncIterator[list[Peer]]:
+async def three(home: Path, **changes: Any) -> AsyncIterator[list[Peer]]:
     """An origin that lends nothing, and two lenders of one slot each."""
     async with (
         a_peer(home, 1, slots=0) as first,
-        a_peer(home, 2, first, slots=1) as second,
-        a_peer(home, 3, first, slots=1) as third,
+        a_peer(home, 2, first, slots=1, **changes) as second,
+        a_peer(home, 3, first, slots=1, **changes) as third,
     ):
         peers = [first, second, third]
         await linked(peers)
@@ -94,7 +95,7 @@ def learned(peer: Peer, strategy: str) -> list[PerformanceRecord]:
 @pytest.mark.parametrize("strategy", ["hlig", "round_robin"])
 def test_every_job_leaves_records_that_survive_the_peer(home: Path, tmp_path: Path, strategy: str) -> None:
     async def body() -> None:
-        async with three(home) as peers:
+        async with three(home, **PLAIN) as peers:
             assert (await both(peers[0], for_both(12, tmp_path / "begun"), strategy=strategy)).tasks_done == 12
             with pytest.raises(jobs_module.OwnError):
                 assert [x async for x in peers[0].map(jobs_module.fails, [3], strategy=strategy)]
@@ -123,7 +124,7 @@ def test_smart_adaptive_runs_and_learns(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("river", reason=MISSING)
 
     async def body() -> None:
-        async with three(home) as peers:
+        async with three(home, **PLAIN) as peers:
             records = peers[0].records
             means: SmartAdaptive = records.shared.core
             assert means._learner is None

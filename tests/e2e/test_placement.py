@@ -33,7 +33,7 @@ from p2pcompute.node.control_methods import ControlMethods
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.peer import Peer
 from p2pcompute.node.remote import RemotePeer
-from tests.support.holding import holding
+from tests.support.holding import PLAIN, PLAIN_ENVIRONMENT, holding
 from tests.support.peers import Machine, linked, machine, own_ports, until, until_now
 
 LAB, DEAR = {"labels": ("zone=lab",)}, {"cost_per_hour": 100.0, "performance_tier": "premium"}
@@ -212,7 +212,7 @@ def test_round_robin_takes_turns(home: Path, tmp_path: Path) -> None:
     begun.mkdir()
 
     async def body() -> None:
-        async with peers_of(home, {"slots": 4}, {"slots": 4}, {"slots": 4}) as peers:
+        async with peers_of(home, *[{"slots": 4, **PLAIN}] * 3) as peers:
             inputs = [(str(begun), 6, x) for x in range(6)]
             spread = await done_by_each(peers[0], jobs_module.together, inputs, strategy="round_robin", speculate=False)
             assert spread == {"peer1": 2, "peer2": 2, "peer3": 2}
@@ -391,6 +391,7 @@ def test_a_killed_peer_is_left_and_a_frozen_one_is_not_asked(here: Machine, tmp_
     """Calls go on at once when a peer is killed, and avoid one that is suspected to be down."""
     program = tmp_path / "user_program.py"
     program.write_text(holding(tmp_path / "begun", peers=3) + PROGRAM + EACH)
+    here.environ.update(PLAIN_ENVIRONMENT)
     origin = here.up("anna", "--slots", "0", "--timing", "lan")
     killed, frozen, good = (here.up(name, "--slots", "1", "--timing", "lan") for name in ("bert", "carl", "dora"))
     until_now(lambda: len(origin.linked_names) == 3, "all are linked")

@@ -14,6 +14,7 @@ from versions_module import Visit, visits
 
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.remote import RemotePeer
+from tests.support.holding import PLAIN_ENVIRONMENT
 from tests.support.peers import WAIT_S, Machine, machine, own_ports, until_now
 
 _TASKS = 60
@@ -27,7 +28,7 @@ def _version_of(python: Path) -> tuple[int, int]:
 
 def test_peers_on_several_python_versions_serve_one_job(tmp_path: Path, other_pythons: tuple[Path, ...]) -> None:
     versions = {sys.version_info[:2], *map(_version_of, other_pythons)}
-    environ = own_ports()
+    environ = {**own_ports(), **PLAIN_ENVIRONMENT}
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(machine(tmp_path / "home", environ=environ))
         peers = [first.up("of-this-version", "--slots", "1")]

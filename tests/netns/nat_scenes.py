@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tests.netns.rig import INTERFACE, Host, Lan, Nat, Process, Rig, Router, require_rig, wait_until
 from tests.netns.scenes import Stage, scene
+from tests.support.holding import PLAIN_ENVIRONMENT
 from tests.support.peers import Machine
 
 #: What every home has inside, and where the first machine in it is.
@@ -112,6 +113,7 @@ def three_sites(left: Nat = "endpoint-independent", right: Nat = "symmetric") ->
     """Machines "anna" (left home), "ben" (right home) and "relay" (public), with data folders and nothing started in them."""
     require_rig("nft")
     with scene(routed=True) as stage:
+        stage.environ.update(PLAIN_ENVIRONMENT)
         world = World(stage.rig)
         left_home, right_home = world.home("anna", left), world.home("ben", right)
         relay_host = world.public("relay")

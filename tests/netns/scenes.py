@@ -63,6 +63,8 @@ class Stage:
     folder: Path
     stack: contextlib.ExitStack
     machines: dict[str, Machine] = field(default_factory=dict)
+    #: Of the programs of every machine, beside its own.
+    environ: dict[str, str] = field(default_factory=dict)
 
     def machine(self, name: str, lan: Lan, address: str | None = None, **environ: str) -> Machine:
         """A host on `lan` with a data folder of its own."""
@@ -72,7 +74,7 @@ class Stage:
     def machine_at(self, host: Host, name: str, **environ: str) -> Machine:
         """A data folder called `name` on `host`."""
         prefix = tuple(host.namespace.enter([]))
-        made = self.stack.enter_context(machine(self.folder / name, prefix=prefix, environ=environ))
+        made = self.stack.enter_context(machine(self.folder / name, prefix=prefix, environ={**self.environ, **environ}))
         self.machines[name] = made
         return made
 

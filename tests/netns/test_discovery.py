@@ -9,7 +9,7 @@ import pytest
 
 from tests.netns.rig import require_rig
 from tests.netns.scenes import Stage, all_linked, listed_names, scene
-from tests.support.holding import holding
+from tests.support.holding import PLAIN_ENVIRONMENT, holding
 from tests.support.peers import until_now
 
 pytestmark = pytest.mark.netns
@@ -70,6 +70,7 @@ def test_with_both_blocked_nobody_is_found() -> None:
 
 def test_two_routed_subnets_meet_by_an_address_alone_and_both_compute(tmp_path: Path) -> None:
     with scene(routed=True) as stage:
+        stage.environ.update(PLAIN_ENVIRONMENT)
         near, far = stage.rig.lan("10.77.1.0/24"), stage.rig.lan("10.77.2.0/24")
         anna, ben, cleo = stage.machine("anna", near), stage.machine("ben", far), stage.machine("cleo", far)
         stage.same_network(anna, ben, cleo)

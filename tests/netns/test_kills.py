@@ -13,7 +13,7 @@ import pytest
 
 from tests.netns.rig import require_rig
 from tests.netns.scenes import Command, Stage, all_linked, scene, the_job
-from tests.support.holding import holding, let_go
+from tests.support.holding import PLAIN_ENVIRONMENT, holding, let_go
 from tests.support.peers import Machine, PeerProcess, until_now
 
 pytestmark = pytest.mark.netns
@@ -48,6 +48,7 @@ def _needs_rig() -> None:
 
 
 def _three(stage: Stage) -> tuple[list[Machine], list[PeerProcess]]:
+    stage.environ.update(PLAIN_ENVIRONMENT)
     lan = stage.rig.lan("10.77.1.0/24")
     machines = [stage.machine(name, lan) for name in ("anna", "ben", "cleo")]
     stage.same_network(*machines)

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+#: For peers whose tasks tell each other something by files of this machine, or by numbers of processes: no sandbox shows them.
+PLAIN = {"isolation": "process"}
+#: The same, for the environment of peers that are processes.
+PLAIN_ENVIRONMENT = {"P2PCOMPUTE_ISOLATION": "process"}
+
 #: The start of a program. A task that calls `wait_for_others` ends once tasks of so many peers have begun. One that calls `held_back` takes
 #: `pause_s`, by default more than a batch is worth, so that nobody is sent many ahead; and where more than `free` tasks have begun at its
 #: peer, which is known by the parent of its workers, it ends once the file "go" is there.
