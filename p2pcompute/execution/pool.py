@@ -203,6 +203,9 @@ class WorkerPool:
             lambda lie: self._on_connection_closed(worker, lie),
             self._offload,
         )
+        if self._groups.active and place.grants.processes:
+            # A bomb is quicker than the tens of milliseconds that the kernel takes to move a process; threads alone are watched meanwhile.
+            worker.channel.hold()
         settings = {
             "folder": berth.folder or str(worker.folder),
             "memory_bytes": worker.memory_bytes,
@@ -282,7 +285,9 @@ class WorkerPool:
         worker = self._workers.get(number)
         if worker is not None:
             worker.pid = pid
-            self._groups.enter(number, pid, worker.memory_bytes)
+            channel = worker.channel
+            assert channel is not None
+            self._groups.enter(number, pid, worker.memory_bytes, channel.release)
 
     def process_ended(self, number: int, status: int | None) -> None:
         """See LauncherEvents."""

@@ -63,6 +63,8 @@ class FrameChannel:
         self._draining = False
         #: What the socket did not take: pieces, each with descriptors that travel with its first byte.
         self._outbox: deque[tuple[memoryview, list[int]]] = deque()
+        #: Nothing is sent while it is True; see `hold`.
+        self._held = False
         connection.setblocking(False)
         loop.add_reader(connection, self._on_readable)
 
@@ -71,7 +73,7 @@ class FrameChannel:
     ) -> None:
         """Send a frame, now or when the socket takes it. `descriptors` are closed here once they are sent."""
         frame = protocol.pack_frame(head, len(tail))
-        if not self._outbox and not len(tail) and not descriptors:
+        if not self._outbox and not self._held and not len(tail) and not descriptors:
             # The common case, without a detour: the socket takes a small frame whole.
             try:
                 sent = self._connection.send(frame)
@@ -88,8 +90,19 @@ class FrameChannel:
         self._outbox.append((memoryview(frame), list(descriptors)))
         if len(tail):
             self._outbox.append((memoryview(tail).cast("B"), []))
-        if idle:
+        if idle and not self._held:
             self._on_writable()
+
+    def hold(self) -> None:
+        """Keep all that is sent until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Send what was held."""
+        if self._held and self._connection.fileno() >= 0:
+            self._held = False
+            if self._outbox:
+                self._on_writable()
 
     def drain(self) -> None:
         """Take in all that has arrived: what a process sent before it died."""

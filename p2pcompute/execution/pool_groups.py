@@ -18,7 +18,7 @@ from p2pcompute.model import limits
 
 #: A group can be removed when its last process is reaped: how often to look, and how often at most.
 REMOVE_PAUSE_S = 0.05
-REMOVE_TRIES = 100
+REMOVE_TRIES = 40
 #: Beyond the threads of its libraries a worker has one that reports, and the collector of what libraries leave behind.
 _CORES_EXTRA = 0.5
 
@@ -39,14 +39,21 @@ class WorkerGroups:
         self._chore = chore
         self._name = f"p2pcompute-{os.getpid()}-{secrets.token_hex(3)}"
         self._groups: dict[int, Group] = {}
-        #: Groups whose worker is gone.
+        #: Workers whose groups are being made, and those of them that are gone already.
+        self._entering: set[int] = set()
         self._left: set[int] = set()
         self._removing: list[Group] = []
 
-    def enter(self, number: int, pid: int, memory_bytes: int | None) -> None:
-        """Put the process of worker `number`, and all that it has started, into a group of its own."""
+    @property
+    def active(self) -> bool:
+        """Whether groups can be made here."""
+        return self._cgroups is not None
+
+    def enter(self, number: int, pid: int, memory_bytes: int | None, entered: Callable[[], None]) -> None:
+        """Put the process of worker `number`, and all that it has started, into a group of its own; then call `entered`."""
         cgroups = self._cgroups
         if cgroups is None:
+            entered()
             return
         held = GroupLimits(memory_bytes, limits.WORKER_THREADS_MAX, self._cores)
 
@@ -58,15 +65,16 @@ class WorkerGroups:
             return group
 
         def keep(done: asyncio.Future[Group | None]) -> None:
-            group = done.result()
-            if group is None:
-                return
-            if number in self._left:
-                self._left.discard(number)
+            group, gone = done.result(), number in self._left
+            self._entering.discard(number)
+            self._left.discard(number)
+            if group is not None and gone:
                 self._remove(group, REMOVE_TRIES)
-            else:
+            elif group is not None:
                 self._groups[number] = group
+            entered()
 
+        self._entering.add(number)
         self._chore(make).add_done_callback(keep)
 
     def of(self, numbers: Sequence[int]) -> dict[int, Group]:
@@ -77,7 +85,8 @@ class WorkerGroups:
         """Worker `number` is gone; whether the kernel has killed in its group for want of memory."""
         group = self._groups.pop(number, None)
         if group is None:
-            self._left.add(number)
+            if number in self._entering:
+                self._left.add(number)
             return False
         starved = group.was_out_of_memory()
         self._remove(group, REMOVE_TRIES)

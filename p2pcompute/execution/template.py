@@ -8,6 +8,7 @@ goes it kills what is left, removes the scratch folder and ends. Refuses to know
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -24,6 +25,7 @@ from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.execution.sandbox import seccomp
 
 _DESCRIPTORS = len(worker_main.Descriptors.__slots__)
+_PR_SET_DUMPABLE = 4
 _RECEIVE_BYTES = 64 * 1024
 #: How long the template waits for killed workers when the peer is gone.
 _LAST_WAIT_S = 2.0
@@ -106,6 +108,7 @@ class Template:
                 self._connection.close()
                 for descriptor in (self._wake_read, self._wake_write, *self._descriptors):
                     os.close(descriptor)
+                set_dumpable(True)
                 worker_main.work(worker_main.Descriptors(*given))
             finally:
                 os._exit(70)
@@ -126,6 +129,12 @@ class Template:
     def _send(self, *head: int) -> None:
         with contextlib.suppress(ConnectionError):  # the next read notices
             self._connection.sendall(protocol.pack_frame(head))
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether processes of the same user may look into this one. Linux only; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
 
 def empty(folder: str) -> None:
@@ -149,6 +158,10 @@ def main(arguments: list[str]) -> None:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
+    enclosed = not arguments[1]
+    if enclosed:
+        # What its own program may do in the same sandbox, it must not do to the template: neither look into it nor change it.
+        set_dumpable(False)
     template = Template(connection)
     template.run()
     template.end_workers()
