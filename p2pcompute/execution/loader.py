@@ -120,6 +120,12 @@ def _is_already(value: object, data: bytes, classes: ClassResolver) -> bool:
 
 def _lay_out(body: Body) -> None:
     """Write the sources into a folder of the worker's own and put it first among those where modules are found."""
+    if sys.platform == "wasi":  # no files there
+        from p2pcompute.execution.memory_modules import MemoryModules
+
+        sources = {module.name: (module.source, module.is_package) for module in body.modules}
+        MemoryModules(sources, dict(body.files)).install()
+        return
     root = Path(tempfile.mkdtemp(prefix="program-", dir=os.getcwd()))
     for module in body.modules:
         parts = module.name.split(".")

@@ -21,6 +21,8 @@
     │   └── NotRunningError        no peer runs here, or it does not answer
     └── JobError                   reaches the submitter of a job
         ├── TaskFailedError        the function raised; carries the remote traceback
+        ├── WasmTrapError          a WebAssembly module did what ends it: unreachable code, memory out of bounds, …
+        │   └── OutOfFuelError     it used up the units of work that it was allowed
         ├── TaskTimeoutError
         ├── WorkerDiedError        the worker processes died; carries the history of attempts
         ├── MissingModuleError     which peer lacks which module
@@ -196,6 +198,14 @@ class TaskFailedError(JobError):
         super().__init__(message, job, task)
         self.remote_traceback = remote_traceback
         self.peer = peer
+
+
+class WasmTrapError(JobError):
+    """A WebAssembly module did what ends it, such as reaching unreachable code or memory out of bounds; the message says which."""
+
+
+class OutOfFuelError(WasmTrapError):
+    """A WebAssembly module used up the units of work that it was allowed: the same on every machine."""
 
 
 class TaskTimeoutError(JobError, TimeoutError):

@@ -1,0 +1,277 @@
+"""The WebAssembly Python, made and compiled once per user and machine: `python -m p2pcompute.execution.engines.wasm_python_build FOLDER`.
+
+`componentize-py` puts CPython, the modules of `wasm_python_modules.py` and our loader into a component, a picture of memory taken after everything was
+imported; `wasmtime` compiles that for this machine. Both are kept in one folder under digests of all that they were made from, moved into place
+when whole, readable and writable by their owner alone: a worker runs what it finds there. One process makes them, others wait. Refuses to know: who
+asks, and when.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import p2pcompute
+from p2pcompute.execution import imports
+from p2pcompute.model.errors import ResourceError, UsageError
+
+if sys.platform != "win32":
+    import fcntl
+
+BUILDER = "componentize-py"
+GUEST = "p2pcompute.execution.engines.wasm_python_guest"
+WIT = """package p2pcompute:guest;
+
+world program {
+  /// (status, text) for the data behind a handle: see FETCHED, MISSING and NO_MEMORY of the guest.
+  import fetch: func(blob: string, size-bytes: u64) -> tuple<u32, string>;
+  import progress: func(fraction: f64, message: string);
+  /// The reason, module and text of a program that does not load, or three empty texts.
+  export load: func(program: string, kept-bytes-max: u64) -> tuple<string, string, string>;
+  /// The outcome and payload of one call.
+  export run: func(entry: u32, arguments: string) -> tuple<u32, string>;
+}
+"""
+_APP = f"""import importlib
+import wit_world
+from {GUEST} import Guest
+from p2pcompute.execution.engines.wasm_python_modules import MODULES
+
+# Only what is imported before the picture of memory is taken exists in it.
+for name in (*MODULES, *OWN):
+    importlib.import_module(name)
+_guest = Guest(wit_world.fetch, wit_world.progress)
+
+
+class WitWorld(wit_world.WitWorld):
+    def load(self, program, kept_bytes_max):
+        return _guest.load(program, kept_bytes_max)
+
+    def run(self, entry, arguments):
+        return _guest.run(entry, arguments)
+"""
+#: What runs in the guest beside our own modules: the packer's form in plain Python.
+_PACKER_FILES = ("__init__.py", "exceptions.py", "ext.py", "fallback.py")
+_LOCK = "wasm-python.lock"
+
+Progress = Callable[[str], None]
+
+
+def guest_modules() -> dict[str, Path]:
+    """Our own modules that the guest imports, however deep, by name."""
+    root = Path(p2pcompute.__file__).resolve().parent
+    found: dict[str, Path] = {}
+    waiting = [GUEST, "p2pcompute.execution.engines.wasm_python_modules", "p2pcompute.execution.memory_modules"]
+    while waiting:
+        name = waiting.pop()
+        place = root.joinpath(*name.split(".")[1:])
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if name in found or not path.is_file():
+            continue
+        found[name] = path
+        waiting += [parent for parent in (name.rpartition(".")[0],) if parent]
+        tree = ast.parse(path.read_bytes())
+        waiting += [
+            each.name
+            for each in imports.imports_of(tree, name, path.name == "__init__.py")
+            if each.name.startswith("p2pcompute.")
+        ]
+    return dict(sorted(found.items()))
+
+
+def _staged() -> dict[str, bytes]:
+    """Everything that the component is made from, by path."""
+    import msgpack
+
+    packer = Path(msgpack.__file__).parent
+    files = {f"app/msgpack/{name}": (packer / name).read_bytes() for name in _PACKER_FILES}
+    for name, path in guest_modules().items():
+        parts = name.split(".")
+        target = "/".join([*parts, "__init__.py"]) if path.name == "__init__.py" else "/".join(parts) + ".py"
+        files[f"app/{target}"] = path.read_bytes()
+    app = f"OWN = {tuple(guest_modules())}\n{_APP}"
+    return files | {"app/p2pcompute_guest.py": app.encode(), "program.wit": WIT.encode()}
+
+
+def component_name() -> str:
+    """The file name of the component that this version of the product makes with the builder that is installed. Raises UsageError."""
+    digest = hashlib.sha256(builder_version().encode())
+    for path, content in sorted(_staged().items()):
+        digest.update(f"\0{path}\0{len(content)}\0".encode() + content)
+    return f"wasm-python-{digest.hexdigest()[:24]}.wasm"
+
+
+def builder_version() -> str:
+    """Raises UsageError where it is not installed."""
+    try:
+        return importlib.metadata.version(BUILDER)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UsageError(
+            f"the WebAssembly Python is made with {BUILDER}, which is not installed here: pip install 'p2pcompute[wasm]', or name "
+            "one that was made elsewhere (wasm_python)"
+        ) from error
+
+
+def build(folder: Path, target: Path) -> None:
+    """Make the component as `target`, working beneath `folder`. Raises ResourceError with what the builder said."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as name:
+        work = Path(name)
+        for path, content in _staged().items():
+            file = work / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        # The builder takes the packages of whatever environment it finds: give it an empty one.
+        empty = work / "empty"
+        (empty / "lib" / "python3" / "site-packages").mkdir(parents=True)
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment |= {"VIRTUAL_ENV": str(empty), "PATH": os.defpath}
+        command = [
+            sys.executable, "-c", "import sys, componentize_py; sys.exit(componentize_py.script())",
+            "-d", str(work / "program.wit"), "-w", "program",
+            "componentize", "-p", str(work / "app"), "p2pcompute_guest", "-o", str(work / "made.wasm"),
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not (work / "made.wasm").is_file():
+            said = (done.stderr or done.stdout).strip()[-2000:]
+            raise ResourceError(f"the WebAssembly Python could not be made ({BUILDER} {builder_version()}): {said}")
+        _move_into_place(work / "made.wasm", target)
+
+
+def compile_component(component: Path, target: Path) -> None:
+    """Compile the component for this machine. Raises ResourceError where it is no such component."""
+    import wasmtime
+    from wasmtime.component import Component
+
+    from p2pcompute.execution.engines import wasm_runtime
+
+    try:
+        made = Component.from_file(wasm_runtime.make_engine(parallel=True), component)
+        data = bytes(made.serialize())
+    except (wasmtime.WasmtimeError, OSError) as error:
+        raise ResourceError(f"{component} cannot be compiled: {error}") from error
+    descriptor, name = tempfile.mkstemp(prefix="compiled-", dir=target.parent)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    _move_into_place(Path(name), target)
+
+
+def compiled_name(component: Path) -> str:
+    """The file name of the compiled form of a component on this machine."""
+    from p2pcompute.execution.engines.wasm_runtime import configuration_digest
+
+    digest = hashlib.sha256(component.read_bytes()).hexdigest()[:24]
+    return f"wasm-python-{digest}-{configuration_digest()}.cwasm"
+
+
+def is_usable(compiled: Path) -> bool:
+    """Whether this machine can run the compiled form, which is ours alone."""
+    import wasmtime
+    from wasmtime.component import Component
+
+    from p2pcompute.execution.engines import wasm_runtime
+
+    try:
+        status = compiled.stat()
+        if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o077):
+            return False
+        Component.deserialize_file(wasm_runtime.make_engine(), str(compiled))
+    except (OSError, wasmtime.WasmtimeError):
+        return False
+    return True
+
+
+def find(folder: Path, component: Path | None = None) -> Path | None:
+    """The compiled form in `folder`, where it is there and can be run; makes nothing. `component`: one that was made elsewhere."""
+    try:
+        source = component if component is not None else folder / component_name()
+        compiled = folder / compiled_name(source)
+    except (OSError, UsageError, ImportError):
+        return None
+    return compiled if is_usable(compiled) else None
+
+
+def prepare(folder: Path, component: Path | None = None, progress: Progress = lambda text: None) -> Path:
+    """The compiled form in `folder`, made if it is not there; half a minute, once. Raises UsageError, ResourceError.
+
+    `component`: one that was made elsewhere, by the same version of the product. `progress`: gets a few sentences.
+    """
+    try:
+        import wasmtime  # noqa: F401
+    except ImportError as error:
+        raise UsageError("WebAssembly is run by wasmtime, which is not installed here: pip install 'p2pcompute[wasm]'") from error
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder / _LOCK, progress):
+        found = find(folder, component)
+        if found is not None:
+            return found
+        source = component
+        if source is None:
+            source = folder / component_name()
+            if not source.is_file():
+                progress(f"making the WebAssembly Python with {BUILDER} {builder_version()}; this takes half a minute, once")
+                build(folder, source)
+        if not source.is_file():
+            raise UsageError(f"there is no component at {source}")
+        compiled = folder / compiled_name(source)
+        progress("compiling it for this machine; this takes half a minute, once")
+        compile_component(source, compiled)
+        _remove_others(folder, keep={source.name, compiled.name})
+        return compiled
+
+
+def _remove_others(folder: Path, keep: set[str]) -> None:
+    """Forms of earlier versions. One that a worker has open stays with it until it ends."""
+    for path in folder.glob("wasm-python-*.*wasm"):
+        if path.name not in keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _move_into_place(made: Path, target: Path) -> None:
+    made.chmod(0o600)
+    shutil.move(made, target)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress("another process is making it; waiting for that")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def main(arguments: list[str]) -> int:
+    """FOLDER [COMPONENT]: prepare; the last line printed is the path of the compiled form."""
+    try:
+        component = Path(arguments[1]) if len(arguments) > 1 else None
+        made = prepare(Path(arguments[0]), component, lambda text: _say(text))
+    except (UsageError, ResourceError) as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    _say(str(made))
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
