@@ -12,8 +12,11 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NoReturn
 
 from p2pcompute.execution import task
 from p2pcompute.execution.loader import ProgramLoadError
@@ -39,6 +42,7 @@ class Guest:
         """Load it, once: ("", "", "") or (reason, module, text) of a ProgramLoadError."""
         random.seed()
         _use_loop_without_sockets()
+        sys.meta_path.append(_AbsentParts())
         task.install_reporter(self._progress)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
@@ -105,3 +109,25 @@ class GuestLoop(asyncio.BaseEventLoop):
 def _use_loop_without_sockets() -> None:
     # The runner asks the module `events`, everybody else the package.
     asyncio.events.new_event_loop = asyncio.new_event_loop = GuestLoop
+
+
+class _AbsentParts(MetaPathFinder, Loader):
+    """Parts of p2pcompute that are not here, such as the peer: scripts import them at the top and use them under their main guard only."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname.startswith("p2pcompute.") else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__getattr__"] = _absent
+
+
+def _absent(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def refuse(cls: type, *_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(f"p2pcompute's {name} is not in the WebAssembly Python: a task there can be no peer and reach none")
+
+    return type(name, (), {"__new__": refuse})

@@ -143,7 +143,7 @@ def reason_of(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for place, line in enumerate(lines):
         if "wasm trap:" in line:
-            return line[line.index("wasm trap:") + len("wasm trap:") :].strip()[:500]
+            return line.rpartition("wasm trap:")[2].strip()[:500]
         if line.startswith("Caused by:") and place + 1 < len(lines):
             return lines[-1].removeprefix("0: ")[:500]
     return (lines[0] if lines else "no reason was given")[:500]
