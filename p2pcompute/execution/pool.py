@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from p2pcompute.execution import process_tree
 from p2pcompute.execution import worker_protocol as protocol
 from p2pcompute.execution.engines.document import PLAIN, ProgramHead
+from p2pcompute.execution.engines.wasm_python_build import COMPILED_VARIABLE
 from p2pcompute.execution.launcher import DirectLauncher, Launcher, Place, TemplateLauncher, can_fork
 from p2pcompute.execution.pool_channel import FrameChannel
 from p2pcompute.execution.pool_groups import WorkerGroups
@@ -92,6 +93,7 @@ class WorkerPool:
     async def start(self) -> None:
         """Make the scratch folder and start the template; returns before the template is warm."""
         self._loop = asyncio.get_running_loop()
+from p2pcompute.execution.engines.wasm_python_build import COMPILED_VARIABLE
         environment = worker_environment(os.environ, threads=self._settings.threads_per_worker)
         self._shelter = await self._chore(lambda: shelter_of(self._settings, environment))
         if self._settings.folder is not None:

@@ -54,7 +54,8 @@ class PoolSettings:
     `memory_bytes`: address space of one worker where its job asks for no less, None for no limit. `threads_per_worker`: threads
     of numeric libraries. `tasks_per_worker_max`: a worker is replaced after so many. `nice`: added to the peer's own
     niceness. `folder`: where scratch folders are made, emptied at start; None for one in the system's temporary folder.
-    `python`: the interpreter of workers. `preload`: modules that the template imports beforehand. `use_template`: fork
+    `python`: the interpreter of workers. `wasm_python`: where the WebAssembly Python's compiled form is,
+    or will be (`engines/wasm_python_build.py`); workers read it. `preload`: modules that the template imports beforehand. `use_template`: fork
     workers from a warm template where the system can.
 
     `isolation`: how well workers must be held at least, None for as well as this machine can; `isolation_most`: layers above this
@@ -69,6 +70,7 @@ class PoolSettings:
     open_files_max: int = 1024
     folder: Path | None = None
     python: str = sys.executable
+    wasm_python: Path | None = None
     preload: tuple[str, ...] = ()
     use_template: bool = sys.platform != "win32"
     start_timeout_s: float = limits.WORKER_START_TIMEOUT_S

@@ -14,9 +14,11 @@ from typing import Annotated, Any
 from blake3 import blake3
 
 from p2pcompute.execution.bundle import Program
+from p2pcompute.execution.engines.document import DEMANDS, ENGINE
 from p2pcompute.execution.engines.wasm_binary import Signature, WasmInterface, interface_of, is_wasm
 from p2pcompute.execution.values import ClassResolver
 from p2pcompute.model import limits
+from p2pcompute.model.engine import NOTHING_DEMANDED, Demands, Engine
 from p2pcompute.model.errors import CannotShipError, ProtocolError, UnknownNameError, UsageError
 from p2pcompute.model.ids import ProgramId
 from p2pcompute.wire.codec import Converted, Many, Maybe, Raw, Row, Schema, Text, Whole, pack, unpack
@@ -62,7 +64,7 @@ class WasmLimits:
 class WasmBody:
     """Everything in a WebAssembly program."""
 
-    engine: Annotated[str, Text(32)]
+    engine: Annotated[Engine, ENGINE]
     version: Annotated[int, Whole(1, 255)]
     module: Annotated[bytes, Raw(limits.PROGRAM_BYTES_MAX)]
     #: (name of the export, how values reach it)
@@ -73,6 +75,7 @@ class WasmBody:
     fuel: Annotated[int | None, Maybe(Whole(1))] = None
     memory_bytes: Annotated[int | None, Maybe(Whole(MEMORY_BYTES_MIN, 1 << 48))] = None
     timeout_ms: Annotated[int | None, Maybe(Whole(1, 1 << 40))] = None
+    demands: Annotated[Demands, DEMANDS] = NOTHING_DEMANDED
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,8 +90,8 @@ _BODY = Schema(WasmBody)
 def open_wasm_program(data: bytes | bytearray | memoryview) -> WasmBody:
     """The document in `data`; nothing of it is run. Raises ProtocolError."""
     body = _BODY.from_fields(unpack(data, bytes_max=limits.PROGRAM_BYTES_MAX))
-    if body.engine != "wasm":
-        raise ProtocolError(f"a program of engine {body.engine[:32]!r}, where a WebAssembly module is wanted")
+    if body.engine is not Engine.WASM:
+        raise ProtocolError(f"a program for the engine {body.engine}, where a WebAssembly module is wanted")
     if body.version != VERSION:
         raise ProtocolError(
             f"a WebAssembly program of version {body.version}, this peer reads version {VERSION}: upgrade the older one"
@@ -97,7 +100,10 @@ def open_wasm_program(data: bytes | bytearray | memoryview) -> WasmBody:
 
 
 def make_wasm_program(
-    module: bytes | str, entries: Mapping[str, Convention] | None = None, allowed: WasmLimits | None = None
+    module: bytes | str,
+    entries: Mapping[str, Convention] | None = None,
+    allowed: WasmLimits | None = None,
+    demands: Demands = NOTHING_DEMANDED,
 ) -> tuple[Program, WasmInterface]:
     """The program of a module, given as bytes or as its text (WAT), and what it offers.
 
@@ -120,13 +126,14 @@ def make_wasm_program(
             check_bytes_convention(interface, signature)
     allowed = allowed or WasmLimits()
     body = WasmBody(
-        engine="wasm",
+        engine=Engine.WASM,
         version=VERSION,
         module=binary,
         entries=tuple(chosen.items()),
         fuel=allowed.fuel,
         memory_bytes=allowed.memory_bytes,
         timeout_ms=None if allowed.timeout_s is None else max(1, round(allowed.timeout_s * 1000)),
+        demands=demands,
     )
     data = pack(_BODY.to_fields(body))
     if len(data) > limits.PROGRAM_BYTES_MAX:

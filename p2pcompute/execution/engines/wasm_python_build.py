@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,10 @@ class WitWorld(wit_world.WitWorld):
 #: What runs in the guest beside our own modules: the packer's form in plain Python.
 _PACKER_FILES = ("__init__.py", "exceptions.py", "ext.py", "fallback.py")
 _LOCK = "wasm-python.lock"
+#: Where a peer tells its workers which compiled form to run.
+COMPILED_VARIABLE = "P2PCOMPUTE_WASM_PYTHON_COMPILED"
+#: Changes with `wasm_runtime.make_engine`: compiled forms of another configuration cannot be used.
+CONFIGURATION = 1
 
 Progress = Callable[[str], None]
 
@@ -164,68 +169,73 @@ def compile_component(component: Path, target: Path) -> None:
     _move_into_place(Path(name), target)
 
 
-def compiled_name(component: Path) -> str:
-    """The file name of the compiled form of a component on this machine."""
-    from p2pcompute.execution.engines.wasm_runtime import configuration_digest
+def place_of(folder: Path, component: Path | None = None) -> Path:
+    """Where in `folder` the compiled form is, once it is made. Raises UsageError where it cannot be made here, with what is missing.
 
-    digest = hashlib.sha256(component.read_bytes()).hexdigest()[:24]
-    return f"wasm-python-{digest}-{configuration_digest()}.cwasm"
+    `component`: one that was made elsewhere, by the same version of the product.
+    """
+    try:
+        engine = importlib.metadata.version("wasmtime")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UsageError(
+            "WebAssembly is run by wasmtime, which is not installed here: pip install 'p2pcompute[wasm]'"
+        ) from error
+    if component is None:
+        source = component_name()
+    else:
+        try:
+            source = hashlib.sha256(component.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UsageError(f"the WebAssembly Python cannot be read at {component}: {error.strerror}") from error
+    kind = f"{source}|{engine}|{platform.machine()}|{platform.system()}|{CONFIGURATION}"
+    return folder / f"wasm-python-{hashlib.sha256(kind.encode()).hexdigest()[:24]}.cwasm"
 
 
-def is_usable(compiled: Path) -> bool:
-    """Whether this machine can run the compiled form, which is ours alone."""
+def is_there(compiled: Path) -> bool:
+    """Whether the compiled form is there, and nobody else could have written it."""
+    try:
+        status = compiled.stat()
+    except OSError:
+        return False
+    return os.name != "posix" or (status.st_uid == os.getuid() and not status.st_mode & 0o077)
+
+
+def can_be_run(compiled: Path) -> bool:
+    """Whether it is there and this machine's processor and engine take it."""
     import wasmtime
     from wasmtime.component import Component
 
     from p2pcompute.execution.engines import wasm_runtime
 
+    if not is_there(compiled):
+        return False
     try:
-        status = compiled.stat()
-        if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o077):
-            return False
         Component.deserialize_file(wasm_runtime.make_engine(), str(compiled))
     except (OSError, wasmtime.WasmtimeError):
         return False
     return True
 
 
-def find(folder: Path, component: Path | None = None) -> Path | None:
-    """The compiled form in `folder`, where it is there and can be run; makes nothing. `component`: one that was made elsewhere."""
-    try:
-        source = component if component is not None else folder / component_name()
-        compiled = folder / compiled_name(source)
-    except (OSError, UsageError, ImportError):
-        return None
-    return compiled if is_usable(compiled) else None
-
-
 def prepare(folder: Path, component: Path | None = None, progress: Progress = lambda text: None) -> Path:
-    """The compiled form in `folder`, made if it is not there; half a minute, once. Raises UsageError, ResourceError.
+    """The compiled form in `folder`, made if it is not there; a minute, once. Raises UsageError, ResourceError.
 
-    `component`: one that was made elsewhere, by the same version of the product. `progress`: gets a few sentences.
+    `progress`: gets a few sentences.
     """
-    try:
-        import wasmtime  # noqa: F401
-    except ImportError as error:
-        raise UsageError("WebAssembly is run by wasmtime, which is not installed here: pip install 'p2pcompute[wasm]'") from error
+    compiled = place_of(folder, component)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(folder / _LOCK, progress):
-        found = find(folder, component)
-        if found is not None:
-            return found
+        if can_be_run(compiled):
+            return compiled
         source = component
         if source is None:
             source = folder / component_name()
-            if not source.is_file():
+            if not is_there(source):
                 progress(f"making the WebAssembly Python with {BUILDER} {builder_version()}; this takes half a minute, once")
                 build(folder, source)
-        if not source.is_file():
-            raise UsageError(f"there is no component at {source}")
-        compiled = folder / compiled_name(source)
-        progress("compiling it for this machine; this takes half a minute, once")
+        progress("compiling the WebAssembly Python for this machine; this takes half a minute, once")
         compile_component(source, compiled)
         _remove_others(folder, keep={source.name, compiled.name})
-        return compiled
+    return compiled
 
 
 def _remove_others(folder: Path, keep: set[str]) -> None:

@@ -16,13 +16,12 @@ from wasmtime.component import Component, Linker
 
 from p2pcompute.execution import task, values
 from p2pcompute.execution.engines import wasm_runtime as runtime
+from p2pcompute.execution.engines.wasm_python_build import COMPILED_VARIABLE
 from p2pcompute.execution.engines.wasm_python_guest import FETCHED, MISSING, NO_MEMORY
 from p2pcompute.execution.loader import ProgramLoadError
 from p2pcompute.model.errors import BlobMissingError, WasmTrapError
 from p2pcompute.model.job import Outcome
 
-#: Where the peer tells its workers which compiled form to run; see `wasm_python_build.py`.
-COMPILED_VARIABLE = "P2PCOMPUTE_WASM_PYTHON_COMPILED"
 #: Linear memory of one instance: the interpreter itself takes 40 MB of it.
 MEMORY_BYTES_MAX = 1 << 30
 
@@ -51,7 +50,10 @@ class WasmPythonProgram:
         with self._linker.root() as root:
             root.add_func("fetch", self._on_fetch)
             root.add_func("progress", self._on_progress)
-        self._instance = _Instance(self)
+        try:
+            self._instance = _Instance(self)
+        except MemoryError as error:
+            raise ProgramLoadError("bundle", "", f"the WebAssembly Python needs more memory than a worker has here: {error}") from error
 
     def run(self, entry: int, arguments: bytes | bytearray | memoryview) -> tuple[Outcome, bytes]:
         """The outcome of one call and its payload, as `wire.messages.Results` defines it. Never raises for what user code does."""

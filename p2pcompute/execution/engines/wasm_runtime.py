@@ -7,9 +7,6 @@ over memory); compiled forms are made here and come from nowhere else. Refuses t
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +27,7 @@ INSTANCES_MAX = 64
 
 
 def make_engine(*, parallel: bool = False) -> wasmtime.Engine:
-    """The one configuration. `parallel`: compile with all cores, outside of workers only."""
+    """The one configuration; `wasm_python_build.CONFIGURATION` changes with it. `parallel`: compile with all cores, outside of workers only."""
     config = wasmtime.Config()
     config.consume_fuel = True
     config.epoch_interruption = True
@@ -44,19 +41,6 @@ def make_engine(*, parallel: bool = False) -> wasmtime.Engine:
     config.wasm_relaxed_simd_deterministic = True
     config.wasm_component_model = True
     return wasmtime.Engine(config)
-
-
-def configuration_digest() -> str:
-    """Changes whenever a compiled form of before must not be used: the engine's version, its configuration here, the kind of machine."""
-    source = "|".join(
-        (
-            importlib.metadata.version("wasmtime"),
-            platform.machine(),
-            platform.system(),
-            f"fuel epoch nan reservation=0 guard=0 growth={_GROWTH_BYTES} stack={_STACK_BYTES} nothreads",
-        )
-    )
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 class Deadline:

@@ -30,5 +30,13 @@ def load_for(engine: Engine, data: bytes | bytearray, fetch: Fetch, kept_bytes_m
     match engine:
         case Engine.PYTHON:
             return WorkerProgram(data, fetch, kept_bytes_max)
+        case Engine.WASM:
+            from p2pcompute.execution.engines.wasm_worker import WasmProgram
+
+            return WasmProgram(data, fetch, kept_bytes_max)
+        case Engine.WASM_PYTHON:
+            from p2pcompute.execution.engines.wasm_python_worker import WasmPythonProgram
+
+            return WasmPythonProgram(data, fetch, kept_bytes_max)
         case _:
             raise AssertionError(f"{engine} has no place in a worker process")
