@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 ROOT = "/program"
 
 
-class MemoryModules(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+class MemoryModules(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
     """Finder and loader of the modules of one program.
 
     `sources`: text by module name, with whether it is a package; `files`: content by path within the program.

@@ -93,8 +93,9 @@ class WorkerPool:
     async def start(self) -> None:
         """Make the scratch folder and start the template; returns before the template is warm."""
         self._loop = asyncio.get_running_loop()
-from p2pcompute.execution.engines.wasm_python_build import COMPILED_VARIABLE
         environment = worker_environment(os.environ, threads=self._settings.threads_per_worker)
+        if self._settings.wasm_python is not None:
+            environment[COMPILED_VARIABLE] = str(self._settings.wasm_python)
         self._shelter = await self._chore(lambda: shelter_of(self._settings, environment))
         if self._settings.folder is not None:
             # Left by a peer that was killed; the instance's lock says it is ours.

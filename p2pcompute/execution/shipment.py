@@ -11,13 +11,14 @@ import functools
 import importlib.metadata
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from p2pcompute.execution import imports
 from p2pcompute.execution.cells import CellScript, has_cells
 from p2pcompute.execution.program import MAIN_MODULE, Module, Requirement
 from p2pcompute.execution.source import module_source
+from p2pcompute.execution.values import classes_in
 from p2pcompute.model.errors import CannotShipError
 
 #: Files beside the sources of a package that travel with it, in all. They do where a shipped source says one of the words.
@@ -145,7 +146,7 @@ class Shipment:
 
     def require_classes_of(self, value: object) -> None:
         """Name the installed packages whose classes are in `value`."""
-        for cls in _classes_in(value):
+        for cls in classes_in(value):
             if not self.is_local(cls.__module__):
                 self.require(imports.find(cls.__module__))
 
@@ -172,28 +173,6 @@ def _data_files(folder: Path) -> Iterator[Path]:
             yield from _data_files(path)
         elif path.is_file() and path.suffix not in _NOT_DATA:
             yield path
-
-
-def _classes_in(value: object, depth: int = 0) -> Iterator[type]:
-    """The classes of the values in `value`, a few levels deep."""
-    if depth > 4:
-        return
-    if isinstance(value, type):
-        yield value
-        return
-    cls = type(value)
-    if cls.__module__ != "builtins":
-        yield cls
-    if isinstance(value, Mapping):
-        for key, item in list(value.items())[:64]:
-            yield from _classes_in(key, depth + 1)
-            yield from _classes_in(item, depth + 1)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in list(value)[:64]:
-            yield from _classes_in(item, depth + 1)
-    elif hasattr(value, "__dict__"):
-        for item in list(vars(value).values())[:64]:
-            yield from _classes_in(item, depth + 1)
 
 
 @functools.cache

@@ -27,7 +27,7 @@ import sys
 import traceback
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Protocol
@@ -51,6 +51,7 @@ __all__ = [
     "Opaque",
     "PicklePolicy",
     "allow_list",
+    "classes_in",
     "decode",
     "decode_failure",
     "encode",
@@ -981,3 +982,28 @@ def decode_failure(
     # Never one that ends the process or a loop (SystemExit, KeyboardInterrupt): a peer must not choose that.
     exception = content[3] if isinstance(content[3], Exception) else None
     return Failure(content[0], content[1], content[2], exception)
+
+
+# --- looking into values -----------------------------------------------------------------------------------------------
+
+
+def classes_in(value: object, depth: int = 0) -> Iterator[type]:
+    """The classes of the values in `value`, a few levels deep."""
+    if depth > 4:
+        return
+    if isinstance(value, type):
+        yield value
+        return
+    cls = type(value)
+    if cls.__module__ != "builtins":
+        yield cls
+    if isinstance(value, Mapping):
+        for key, item in list(value.items())[:64]:
+            yield from classes_in(key, depth + 1)
+            yield from classes_in(item, depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in list(value)[:64]:
+            yield from classes_in(item, depth + 1)
+    elif hasattr(value, "__dict__"):
+        for item in list(vars(value).values())[:64]:
+            yield from classes_in(item, depth + 1)

@@ -112,6 +112,8 @@ class PeerConfig:
     isolation: str = "auto"
     #: Engines that are offered, of those that work here; empty: all of them.
     engines: tuple[str, ...] = ()
+    #: A component of the WebAssembly Python that was made elsewhere, by the same version of the product; None: it is made here.
+    wasm_python: Path | None = None
     #: What programs are granted that ask for it: "network", "network:HOST:PORT", "gpu", "processes".
     grants: tuple[str, ...] = ()
     #: Folders that programs are granted that ask for them, `NAME=PATH`, or `NAME=PATH:rw` where they may write.
@@ -336,6 +338,13 @@ def _grants(value: object) -> tuple[str, ...]:
     return grants
 
 
+def _file(value: object) -> Path:
+    place = Path(str(value)).expanduser()
+    if not place.is_absolute():
+        raise ValueError("write an absolute path")
+    return place
+
+
 def _folders(value: object) -> tuple[Folder, ...]:
     found = [Folder.parse(member) for member in _members(value)]
     if len({folder.name for folder in found}) != len(found):
@@ -370,6 +379,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "performance_tier": _one_of(TIERS),
     "isolation": _one_of(ISOLATIONS_ASKED),
     "engines": _engines,
+    "wasm_python": _file,
     "grants": _grants,
     "folders": _folders,
     "instance": _whole(1, 9_999),

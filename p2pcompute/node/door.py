@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from p2pcompute.execution.bundle import Program, make_program
+from p2pcompute.execution.bundle import Program
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy, decode, encode
 from p2pcompute.jobs.submit import check_options, options_of
 from p2pcompute.model import limits
@@ -26,7 +26,9 @@ from p2pcompute.model.placement import Coordination
 from p2pcompute.model.seams import Entropy
 from p2pcompute.node.failures import job_error, task_error
 from p2pcompute.node.job_stream import JobRequest, JobStream, OutputRow, ResultRow
+from p2pcompute.node.programs import Encoder, Programs, encoder_for, options_for
 from p2pcompute.node.session import Session
+from p2pcompute.node.wasm_module import WasmModule, limits_of
 from p2pcompute.storage.blobs import blob_id_of
 
 T = TypeVar("T")
@@ -36,8 +38,6 @@ ENCODE_AT_ONCE = 256
 ENCODE_BYTES_AT_ONCE = 1 << 20
 #: Sessions kept open for `submit`, least recently used closed first.
 SESSIONS_MAX = limits.JOBS_PER_ORIGIN_MAX // 2  # the other seats at a lender are for jobs
-#: Programs remembered by function.
-PROGRAMS_KEPT = 256
 
 Inputs = Iterable[Any] | AsyncIterable[Any]
 
@@ -64,8 +64,9 @@ class Door(abc.ABC):
     def __init__(self, entropy: Entropy, pickles: PicklePolicy = REFUSE) -> None:
         self._entropy = entropy
         self._pickles = pickles
-        #: Programs by engine, demands and the identity of their functions; the functions are held so that an identity is not used again.
-        self._programs: dict[tuple[object, ...], tuple[tuple[Callable[..., Any], ...], Program]] = {}
+        self._programs = Programs()
+        #: What runs Python functions where nothing was said; `_ready` makes sure that it is right.
+        self._engine_by_default = Engine.PYTHON
         #: Open sessions by program and options, least recently used first.
         self._sessions: dict[tuple[ProgramId, JobOptions], Session] = {}
 
@@ -106,17 +107,18 @@ class Door(abc.ABC):
     ) -> Any:
         """`submit` with options."""
         await self._ready()
-        program = self._program({"call": function}, options or JobOptions())
+        chosen = options_for(function, options or JobOptions(), self._engine_by_default)
+        program = self._programs.of({"call": function}, chosen)
         # A session outlives its calls: one that fails must not end the others.
         limit_s = options.job_timeout_s if options is not None else None
         chosen = dataclasses.replace(
-            options or JobOptions(),
+            chosen,
             on_error=OnError.SKIP,
             job_timeout_s=None,
             # Whoever calls waits for this one call: a hop more would only delay it.
             coordination=Coordination.OFF,
         )
-        payload = encode([list(args), kwargs or {}], classes=program.names)
+        payload = encoder_for(function, program, chosen)(args, kwargs or {})
         session = self._session(program, function, chosen)
         try:
             async with asyncio.timeout(limit_s):
@@ -163,11 +165,12 @@ class Door(abc.ABC):
         read only a few thousand ahead of the results that were taken.
         """
         await self._ready()
-        chosen = _options(options, named_options)
-        program = self._program({"map": function}, chosen)
+        chosen = options_for(function, _options(options, named_options), self._engine_by_default)
+        program = self._programs.of({"map": function}, chosen)
+        encoder = encoder_for(function, program, chosen)
         reading = _Reading()
         spec = self._spec(program, name or _name_of(function), Aggregation.NONE, chosen, inputs)
-        stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, program, reading))
+        stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, encoder, reading))
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         waiting: dict[int, ResultRow] = {}
         following = 0
@@ -215,7 +218,7 @@ class Door(abc.ABC):
         only in workers.
         """
         await self._ready()
-        chosen = _options(options, named_options)
+        chosen = options_for(function, _options(options, named_options), self._engine_by_default)
         kind = Aggregation.parse(aggregation)
         needs_function = kind in (Aggregation.REDUCE, Aggregation.CUSTOM)
         if needs_function and reduce is None:
@@ -227,14 +230,15 @@ class Door(abc.ABC):
         entries: dict[str, Callable[..., Any]] = {"map": function}
         if reduce is not None:
             entries["reduce"] = reduce
-        program = self._program(entries, chosen)
+        program = self._programs.of(entries, chosen)
+        encoder = encoder_for(function, program, chosen)
         reading = _Reading()
         spec = self._spec(program, name or _name_of(function), kind, chosen, inputs)
         given = tuple(float(weight) for weight in weights) if weights is not None else None
         if given is not None and spec.expected_tasks is not None and len(given) != spec.expected_tasks:
             raise UsageError(f"{len(given)} weights for {spec.expected_tasks} inputs: give one weight an input")
         stream = self._open(
-            JobRequest(spec, program.data, program.entries, given), self._payloads(inputs, program, reading)
+            JobRequest(spec, program.data, program.entries, given), self._payloads(inputs, encoder, reading)
         )
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         values: dict[int, Any] = {}
@@ -278,21 +282,17 @@ class Door(abc.ABC):
         await self._ready()
         await self._let_go(handle)
 
-    # --- inner ----------------------------------------------------------------------------------------------------------
+    # --- WebAssembly ----------------------------------------------------------------------------------------------------
 
-    def _program(self, entries: dict[str, Callable[..., Any]], options: JobOptions) -> Program:
-        engine = options.engine or Engine.PYTHON
-        key = (engine, options.demands, *(id(function) for function in entries.values()))
-        known = self._programs.pop(key, None)
-        if known is None:
-            known = (tuple(entries.values()), make_program(entries, engine, options.demands))
-        if not known[1].is_settled:
-            # A global or a closure that changed between two calls must be seen: the program is made anew each time.
-            return known[1]
-        self._programs[key] = known
-        while len(self._programs) > PROGRAMS_KEPT:
-            del self._programs[next(iter(self._programs))]
-        return known[1]
+    def wasm(self, module: bytes | str, *, takes_bytes: tuple[str, ...] = (), **allowed: Any) -> WasmModule:
+        """The exports of a WebAssembly module, given as bytes or as its text (WAT), as functions that peers run.
+
+        `takes_bytes`: names of those that get and give bytes (docs/engines.md). `allowed`: what one call may use, `fuel` (units of work),
+        `memory_bytes`, `timeout_s`. Raises CannotShipError where the module imports anything or cannot be read.
+        """
+        return WasmModule(module, self.submit, limits_of(allowed), takes_bytes)
+
+    # --- inner ----------------------------------------------------------------------------------------------------------
 
     def _spec(self, program: Program, name: str, aggregation: Aggregation, options: JobOptions, inputs: Any) -> JobSpec:
         check_options(options)
@@ -307,12 +307,12 @@ class Door(abc.ABC):
             expected_tasks=len(inputs) if hasattr(inputs, "__len__") else None,
         )
 
-    async def _payloads(self, inputs: Inputs, program: Program, reading: _Reading) -> AsyncIterator[Sequence[bytes]]:
+    async def _payloads(self, inputs: Inputs, encoder: Encoder, reading: _Reading) -> AsyncIterator[Sequence[bytes]]:
         """The encoded arguments of each input, in batches; a plain iterable is read in turns that let the loop breathe."""
         try:
             if isinstance(inputs, AsyncIterable):
                 async for value in inputs:
-                    yield [encode([[value], {}], classes=program.names)]
+                    yield [encoder((value,), {})]
                 return
             iterator = iter(inputs)
             loop = asyncio.get_running_loop()
@@ -321,7 +321,7 @@ class Door(abc.ABC):
                 size = 0
                 stop_at = loop.time() + 0.005
                 for value in itertools.islice(iterator, ENCODE_AT_ONCE):
-                    batch.append(encode([[value], {}], classes=program.names))
+                    batch.append(encoder((value,), {}))
                     size += len(batch[-1])
                     if loop.time() > stop_at or size > ENCODE_BYTES_AT_ONCE:
                         break

@@ -115,7 +115,8 @@ class Lender:
         self._clock = clock
         self._offload = offload
         self._log = log
-        self._offers = offers
+        #: What programs may ask for.
+        self.offers = offers
         self.slots = slots
         #: Set by `start`.
         self._pool: Pool | None = None
@@ -297,7 +298,7 @@ class Lender:
                 self._store.put(data, key, program)
             content = self._program(ProgramId(program))
             head = head_of(content)
-            lack = self._offers.lack(head)
+            lack = self.offers.lack(head)
             missing = () if lack is not None else await self._offload.run(lambda: missing_in(head, content))
         except (ResourceError, OSError) as error:
             # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
@@ -332,7 +333,7 @@ class Lender:
         )
 
     def _accept(self, job: LentJob) -> None:
-        self._send(job.channel, JobAccept(job.open.job, self._offers.isolation))
+        self._send(job.channel, JobAccept(job.open.job, self.offers.isolation))
         granted = self._granted.get(job.borrower)
         if granted is not None:
             # The machine says changes only, and an origin that lost its link has forgotten its grant.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from p2pcompute.execution.engines.document import ProgramHead
 from p2pcompute.execution.loader import missing_requirements
@@ -20,6 +21,7 @@ from p2pcompute.model.errors import UsageError
 from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.config import PeerConfig
+from p2pcompute.node.wasm_engines import offered_engines
 
 #: Engines whose programs run as processes of this system.
 _PROCESSES = frozenset({Engine.PYTHON, Engine.COMMAND})
@@ -68,13 +70,14 @@ class Offers:
                 return self.isolation
 
 
-def offers_of(config: PeerConfig) -> Offers:
+def offers_of(config: PeerConfig, wasm: Sequence[Engine] = (), *, is_open: bool = False) -> Offers:
     """What the peer offers, by its configuration and by what works on this machine, which is tried: blocks for a while.
 
-    Raises UsageError where workers cannot be held as well as the owner wants.
+    `wasm`: engines of WebAssembly that work here; `is_open`: whether anybody may submit in its network. Raises UsageError where workers
+    cannot be held as well as the owner wants.
     """
-    works = (Engine.PYTHON,)
-    chosen = tuple(engine for engine in works if not config.engines or engine in config.engines)
+    works = (Engine.PYTHON, *wasm)
+    chosen = offered_engines(works, config.engines, is_open=is_open)
     grants = grants_of((*config.grants, *(folder.grant for folder in config.folders)))
     report = sandbox_report()
     wanted = wanted_isolation(config)
@@ -94,8 +97,8 @@ def isolation_most(config: PeerConfig) -> Isolation:
     return Isolation.PROCESS if config.isolation == Isolation.PROCESS else Isolation.SANDBOX
 
 
-def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Workshop:
-    """What runs the tasks of this peer, not started yet."""
+def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig, wasm_python: Path | None = None) -> Workshop:
+    """What runs the tasks of this peer, not started yet. `wasm_python`: where the WebAssembly Python is or will be."""
     workshop = Workshop()
     settings = PoolSettings(
         memory_bytes=config.memory_bytes,
@@ -103,9 +106,10 @@ def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Worksho
         isolation_most=isolation_most(config),
         folders=tuple(GrantedFolder(each.name, each.path, each.writable) for each in config.folders),
         whole_network="network" in config.grants,
+        wasm_python=wasm_python,
     )
     processes = WorkerPool(events, clock, settings, workshop.numbers)
-    workshop.add(processes, (Engine.PYTHON,))
+    workshop.add(processes, (Engine.PYTHON, Engine.WASM, Engine.WASM_PYTHON))
     return workshop
 
 

@@ -153,6 +153,10 @@ class OwnRecord:
         """Names of functions that this peer offers to run."""
         self._wanted = dataclasses.replace(self._wanted, functions=tuple(sorted(set(functions))))
 
+    def set_engines(self, engines: tuple[str, ...]) -> None:
+        """Engines that this peer offers."""
+        self._wanted = dataclasses.replace(self._wanted, engines=engines)
+
     def set_labels(self, labels: Sequence[str]) -> None:
         """Labels by which jobs may choose this peer."""
         self._wanted = dataclasses.replace(self._wanted, labels=tuple(dict.fromkeys(labels)))

@@ -21,6 +21,7 @@ from p2pcompute.jobs.health import Health
 from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, coordinator_of, is_seat, short_peer_id
 from p2pcompute.model.peer import Address, PeerView
@@ -42,7 +43,7 @@ from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
-from p2pcompute.node.offers import offers_of, workshop_of
+from p2pcompute.node.offers import Offers, offers_of, workshop_of
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
@@ -50,6 +51,7 @@ from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.surroundings import Surroundings
+from p2pcompute.node.wasm_engines import WasmEngines, engine_by_default, offered_engines
 from p2pcompute.node.world import World
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.files import InstanceDisk
@@ -157,7 +159,9 @@ class Peer(Door):
         await self._supervisor.start()
         stack.push_async_callback(self._supervisor.stop)
 
-        self._offers = await self._offload.run(lambda: offers_of(self.config))
+        self._wasm = await self._offload.run(lambda: WasmEngines.look(self.folders, self.config.wasm_python))
+        self._engine_by_default = engine_by_default(is_open=self.network.is_open)
+        self._offers = await self._offload.run(self._look_at_offers)
         self._probe = HardwareProbe(self._clock)
         capability = self._probe.sample()
         slots = capability.cores if self.config.slots is None else self.config.slots
@@ -219,7 +223,7 @@ class Peer(Door):
             offers=self._offers,
             trust=lambda: self.identity.trust,
         )
-        workshop = workshop_of(self.lender, self._clock, self.config)
+        workshop = workshop_of(self.lender, self._clock, self.config, self._wasm.place)
         if slots:
             await workshop.start()
             stack.push_async_callback(workshop.stop)
@@ -300,6 +304,30 @@ class Peer(Door):
         self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
+        wanted = offered_engines((Engine.WASM_PYTHON,), self.config.engines, is_open=self.network.is_open)
+        if (
+            wanted
+            and self._wasm.place is not None
+            and (self.config.engines or self.network.is_open)
+            and self.lender.slots
+        ):
+            self._supervisor.task("wasm-python", self._offer_wasm_python())
+
+    def _look_at_offers(self) -> Offers:
+        return offers_of(self.config, self._wasm.engines, is_open=self.network.is_open)
+
+    async def _offer_wasm_python(self) -> None:
+        """Make the WebAssembly Python where it is wanted and not there, then offer it."""
+        if self._wasm.python_is_ready:
+            return
+        try:
+            await self._wasm.prepare(lambda text: self._log.info("engine", engine="wasm-python", text=text))
+        except P2PComputeError as error:
+            self._log.warning("engine is not offered", engine="wasm-python", cause=str(error))
+            return
+        self._offers = await self._offload.run(self._look_at_offers)
+        self.lender.offers = self._offers
+        self.own.set_engines(tuple(engine.value for engine in self._offers.engines))
 
     async def _keep_topology(self) -> None:
         await (await self._topology_watch()).run()

@@ -20,6 +20,7 @@ from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStrea
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.seams import SystemClock, SystemEntropy
 from p2pcompute.node.supervise import Supervisor
+from p2pcompute.node.wasm_engines import engine_by_default
 
 
 class RemotePeer(Door):
@@ -30,6 +31,8 @@ class RemotePeer(Door):
         self.client = client
         self._supervisor = supervisor
         self._clock = SystemClock()
+        #: Whether the running peer has said what kind of network it is in.
+        self._knows_network = False
         #: Names of peers as the running peer tells them with results.
         self._names: dict[PeerId, str] = {}
 
@@ -74,6 +77,10 @@ class RemotePeer(Door):
             raise NotRunningError(
                 "the connection to the peer is closed: connect again, or start a peer with `p2pcompute up`"
             )
+        if not self._knows_network:
+            status = await self.client.call("status")
+            self._engine_by_default = engine_by_default(is_open=bool(status.get("network_open")))
+            self._knows_network = True
 
     async def _keep(self, data: bytes, blob: BlobId) -> Handle:
         await self.client.call("put", feed=_pieces(data), blob=bytes(blob), size_bytes=len(data))

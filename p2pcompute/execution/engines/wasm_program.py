@@ -55,7 +55,9 @@ class WasmLimits:
         if self.fuel is not None and not 0 < self.fuel < 1 << 63:
             raise UsageError(f"fuel is {self.fuel}: give units of work above 0, or None for no limit")
         if self.memory_bytes is not None and not MEMORY_BYTES_MIN <= self.memory_bytes < 1 << 48:
-            raise UsageError(f"memory_bytes is {self.memory_bytes}: one page of WebAssembly has {MEMORY_BYTES_MIN} bytes")
+            raise UsageError(
+                f"memory_bytes is {self.memory_bytes}: one page of WebAssembly has {MEMORY_BYTES_MIN} bytes"
+            )
         if self.timeout_s is not None and not 0.001 <= self.timeout_s < 1e9:
             raise UsageError(f"timeout_s is {self.timeout_s}: give seconds, at least 0.001, or None for no time-out")
 
@@ -163,7 +165,9 @@ def check_bytes_convention(interface: WasmInterface, signature: Signature) -> No
             f"{signature.text} cannot take bytes: for that it is (i32, i32) -> i64, address and length in, address << 32 | length out"
         )
     if "memory" not in interface.memories or alloc is None or (alloc.parameters, alloc.results) != (("i32",), ("i32",)):
-        raise CannotShipError(f"{signature.name} cannot take bytes: the module must export `memory` and `alloc(i32) -> i32`")
+        raise CannotShipError(
+            f"{signature.name} cannot take bytes: the module must export `memory` and `alloc(i32) -> i32`"
+        )
 
 
 def binary_of(module: bytes | str) -> bytes:
@@ -171,7 +175,9 @@ def binary_of(module: bytes | str) -> bytes:
     if not isinstance(module, str) and is_wasm(bytes(module[:4])):
         return bytes(module)
     if len(module) > WAT_CHARS_MAX:
-        raise CannotShipError(f"the module's text has {len(module)} characters, at most {WAT_CHARS_MAX} are read: compile it first")
+        raise CannotShipError(
+            f"the module's text has {len(module)} characters, at most {WAT_CHARS_MAX} are read: compile it first"
+        )
     try:
         text = module if isinstance(module, str) else bytes(module).decode()
     except UnicodeDecodeError as error:

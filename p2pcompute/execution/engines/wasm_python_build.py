@@ -8,7 +8,6 @@ asks, and when.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import p2pcompute
-from p2pcompute.execution import imports
 from p2pcompute.model.errors import ResourceError, UsageError
 
 if sys.platform != "win32":
@@ -60,7 +58,16 @@ class WitWorld(wit_world.WitWorld):
     def run(self, entry, arguments):
         return _guest.run(entry, arguments)
 """
-#: What runs in the guest beside our own modules: the packer's form in plain Python.
+_OWN = """
+execution execution.engines execution.engines.document execution.engines.wasm_python_guest
+execution.engines.wasm_python_modules execution.imports execution.loader execution.memory_modules execution.pickles
+execution.program execution.source execution.task execution.values execution.worker_handles execution.worker_program
+model model.capability model.engine model.errors model.ids model.job model.limits model.peer model.placement
+model.requirement wire wire.codec wire.versions
+"""
+#: Our own modules that the guest imports, however deep, now or later.
+OWN: tuple[str, ...] = ("p2pcompute", *(f"p2pcompute.{name}" for name in _OWN.split()))
+#: What runs in the guest beside them: the packer's form in plain Python.
 _PACKER_FILES = ("__init__.py", "exceptions.py", "ext.py", "fallback.py")
 _LOCK = "wasm-python.lock"
 #: Where a peer tells its workers which compiled form to run.
@@ -71,26 +78,14 @@ CONFIGURATION = 1
 Progress = Callable[[str], None]
 
 
-def guest_modules() -> dict[str, Path]:
-    """Our own modules that the guest imports, however deep, by name."""
+def own_modules() -> dict[str, Path]:
+    """Files of our own modules that the guest has, by name."""
     root = Path(p2pcompute.__file__).resolve().parent
     found: dict[str, Path] = {}
-    waiting = [GUEST, "p2pcompute.execution.engines.wasm_python_modules", "p2pcompute.execution.memory_modules"]
-    while waiting:
-        name = waiting.pop()
+    for name in OWN:
         place = root.joinpath(*name.split(".")[1:])
-        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if name in found or not path.is_file():
-            continue
-        found[name] = path
-        waiting += [parent for parent in (name.rpartition(".")[0],) if parent]
-        tree = ast.parse(path.read_bytes())
-        waiting += [
-            each.name
-            for each in imports.imports_of(tree, name, path.name == "__init__.py")
-            if each.name.startswith("p2pcompute.")
-        ]
-    return dict(sorted(found.items()))
+        found[name] = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return found
 
 
 def _staged() -> dict[str, bytes]:
@@ -99,11 +94,11 @@ def _staged() -> dict[str, bytes]:
 
     packer = Path(msgpack.__file__).parent
     files = {f"app/msgpack/{name}": (packer / name).read_bytes() for name in _PACKER_FILES}
-    for name, path in guest_modules().items():
+    for name, path in own_modules().items():
         parts = name.split(".")
         target = "/".join([*parts, "__init__.py"]) if path.name == "__init__.py" else "/".join(parts) + ".py"
         files[f"app/{target}"] = path.read_bytes()
-    app = f"OWN = {tuple(guest_modules())}\n{_APP}"
+    app = f"OWN = {OWN}\n{_APP}"
     return files | {"app/p2pcompute_guest.py": app.encode(), "program.wit": WIT.encode()}
 
 
@@ -230,7 +225,9 @@ def prepare(folder: Path, component: Path | None = None, progress: Progress = la
         if source is None:
             source = folder / component_name()
             if not is_there(source):
-                progress(f"making the WebAssembly Python with {BUILDER} {builder_version()}; this takes half a minute, once")
+                progress(
+                    f"making the WebAssembly Python with {BUILDER} {builder_version()}; this takes half a minute, once"
+                )
                 build(folder, source)
         progress("compiling the WebAssembly Python for this machine; this takes half a minute, once")
         compile_component(source, compiled)

@@ -83,7 +83,9 @@ class _NoSelector:
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("every coroutine waits for what cannot happen here: there are no sockets, threads or processes")
+            raise RuntimeError(
+                "every coroutine waits for what cannot happen here: there are no sockets, threads or processes"
+            )
         if timeout > 0:
             time.sleep(timeout)
         return []
@@ -128,6 +130,8 @@ def _absent(name: str) -> type:
         raise AttributeError(name)
 
     def refuse(cls: type, *_: Any, **__: Any) -> NoReturn:
-        raise RuntimeError(f"p2pcompute's {name} is not in the WebAssembly Python: a task there can be no peer and reach none")
+        raise RuntimeError(
+            f"p2pcompute's {name} is not in the WebAssembly Python: a task there can be no peer and reach none"
+        )
 
     return type(name, (), {"__new__": refuse})

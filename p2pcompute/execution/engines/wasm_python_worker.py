@@ -35,7 +35,9 @@ class WasmPythonProgram:
         """Load it. Raises ProgramLoadError."""
         compiled = os.environ.get(COMPILED_VARIABLE, "")
         if not compiled:
-            raise ProgramLoadError("bundle", "", "the WebAssembly Python is not ready at this peer: `p2pcompute wasm prepare` makes it")
+            raise ProgramLoadError(
+                "bundle", "", "the WebAssembly Python is not ready at this peer: `p2pcompute wasm-python` makes it"
+            )
         self.last_fuel = 0
         self._text = bytes(data).decode("latin-1")
         self._fetch = fetch
@@ -44,7 +46,9 @@ class WasmPythonProgram:
         try:
             self._component = Component.deserialize_file(self._engine, compiled)
         except wasmtime.WasmtimeError as error:
-            raise ProgramLoadError("bundle", "", f"the WebAssembly Python of this peer cannot be used: {error}") from error
+            raise ProgramLoadError(
+                "bundle", "", f"the WebAssembly Python of this peer cannot be used: {error}"
+            ) from error
         self._linker = Linker(self._engine)
         self._linker.add_wasip2()
         with self._linker.root() as root:
@@ -53,7 +57,9 @@ class WasmPythonProgram:
         try:
             self._instance = _Instance(self)
         except MemoryError as error:
-            raise ProgramLoadError("bundle", "", f"the WebAssembly Python needs more memory than a worker has here: {error}") from error
+            raise ProgramLoadError(
+                "bundle", "", f"the WebAssembly Python needs more memory than a worker has here: {error}"
+            ) from error
 
     def run(self, entry: int, arguments: bytes | bytearray | memoryview) -> tuple[Outcome, bytes]:
         """The outcome of one call and its payload, as `wire.messages.Results` defines it. Never raises for what user code does."""
@@ -68,7 +74,9 @@ class WasmPythonProgram:
                 self.last_fuel = meter.used
             return Outcome(outcome), payload.encode("latin-1")
         except ProgramLoadError as error:
-            return Outcome.RAISED, values.encode_failure(WasmTrapError(f"the program does not load again: {error.text}"))
+            return Outcome.RAISED, values.encode_failure(
+                WasmTrapError(f"the program does not load again: {error.text}")
+            )
         except MemoryError:
             return Outcome.OUT_OF_MEMORY, b"the task ran out of memory (MemoryError)"
         except wasmtime.ExitTrap as error:
@@ -113,7 +121,9 @@ class _Instance:
             self._exports = program._linker.instantiate(self.store, program._component)
             reason, module, text = self.call("load", program._text, program._kept_bytes_max)
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-            outcome, meaning = runtime.ending_of(error, "the program, while it was loaded,", fuel_max=None, timeout_s=None)
+            outcome, meaning = runtime.ending_of(
+                error, "the program, while it was loaded,", fuel_max=None, timeout_s=None
+            )
             if outcome is Outcome.OUT_OF_MEMORY:
                 raise MemoryError(str(meaning)) from error
             raise ProgramLoadError("bundle", "", str(meaning)) from error

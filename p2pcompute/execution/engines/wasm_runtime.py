@@ -7,6 +7,7 @@ over memory); compiled forms are made here and come from nowhere else. Refuses t
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,9 @@ class Deadline:
                 self._seconds = None
                 self._changed.notify()
 
+    def _is_over(self, number: int) -> bool:
+        return self._seconds is None or self._number != number
+
     def _watch(self) -> None:
         with self._changed:
             while True:
@@ -85,7 +89,7 @@ class Deadline:
                     self._changed.wait()
                     continue
                 number = self._number
-                ended = self._changed.wait_for(lambda n=number: self._seconds is None or self._number != n, self._seconds)  # type: ignore[misc]
+                ended = self._changed.wait_for(functools.partial(self._is_over, number), self._seconds)
                 if not ended:
                     self._engine.increment_epoch()
                     self._seconds = None
@@ -113,11 +117,17 @@ def ending_of(
     text = str(error)
     if code is wasmtime.TrapCode.OUT_OF_FUEL or "all fuel consumed" in text:
         allowed = "of fuel" if fuel_max is None else f"{fuel_max} units of fuel"
-        return Outcome.RAISED, OutOfFuelError(f"{what} used up the {allowed} that it may use: allow more, or do less in one call")
+        return Outcome.RAISED, OutOfFuelError(
+            f"{what} used up the {allowed} that it may use: allow more, or do less in one call"
+        )
     if code is wasmtime.TrapCode.INTERRUPT or "wasm trap: interrupt" in text:
         limit = "its limit" if timeout_s is None else f"{timeout_s:g} s"
         return Outcome.TIMED_OUT, f"{what} ran longer than {limit} and was interrupted"
-    if code is wasmtime.TrapCode.ALLOCATION_TOO_LARGE or "exceeds memory limits" in text or "Cannot allocate memory" in text:
+    if (
+        code is wasmtime.TrapCode.ALLOCATION_TOO_LARGE
+        or "exceeds memory limits" in text
+        or "Cannot allocate memory" in text
+    ):
         return Outcome.OUT_OF_MEMORY, f"{what} asked for more memory than it may use: {reason_of(text)}"
     return Outcome.RAISED, WasmTrapError(f"{what} trapped: {reason_of(text)}")
 

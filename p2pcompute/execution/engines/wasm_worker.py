@@ -53,7 +53,9 @@ class WasmProgram:
         try:
             self._module = wasmtime.Module(self._engine, self._body.module)
         except wasmtime.WasmtimeError as error:
-            raise ProgramLoadError("bundle", "", f"no valid WebAssembly module: {runtime.reason_of(str(error))}") from error
+            raise ProgramLoadError(
+                "bundle", "", f"no valid WebAssembly module: {runtime.reason_of(str(error))}"
+            ) from error
         self._linker = wasmtime.Linker(self._engine)
         self._handles = HandleValues(fetch, values.ClassResolver({}), kept_bytes_max)
 
@@ -119,11 +121,15 @@ def _call_with_bytes(store: wasmtime.Store, exports: Any, signature: Signature, 
     memory = exports["memory"]
     address = exports["alloc"](store, len(content)) & 0xFFFF_FFFF
     if address + len(content) > memory.data_len(store):
-        raise WasmTrapError(f"alloc gave address {address} for {len(content)} bytes, which is outside of the module's memory")
+        raise WasmTrapError(
+            f"alloc gave address {address} for {len(content)} bytes, which is outside of the module's memory"
+        )
     memory.write(store, content, address)
     place = struct.pack("<i", address if address < 1 << 31 else address - (1 << 32))
     packed = exports[signature.name](store, *struct.unpack("<i", place), len(content)) & 0xFFFF_FFFF_FFFF_FFFF
     start, length = packed >> 32, packed & 0xFFFF_FFFF
     if start + length > memory.data_len(store):
-        raise WasmTrapError(f"{signature.name} gave {length} bytes at address {start}, which is outside of the module's memory")
+        raise WasmTrapError(
+            f"{signature.name} gave {length} bytes at address {start}, which is outside of the module's memory"
+        )
     return bytes(memory.read(store, start, start + length))
