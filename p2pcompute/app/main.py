@@ -19,6 +19,7 @@ from p2pcompute.app import (
     peer_commands,
     submit_commands,
     topology_command,
+    wasm_commands,
 )
 from p2pcompute.app.common import Group, Settings, json_option
 from p2pcompute.app.render import print_json
@@ -87,6 +88,7 @@ for _command in (
     topology_command.topology,
     network_commands.network,
     *submit_commands.COMMANDS,
+    *wasm_commands.COMMANDS,
     *jobs_commands.COMMANDS,
     doctor_command.doctor,
     demo.demo,

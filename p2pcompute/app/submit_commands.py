@@ -17,6 +17,7 @@ from p2pcompute.app.placement_options import placement_options
 from p2pcompute.app.program_file import KINDS, file_inputs, function_of, json_arguments, json_lines, load_program
 from p2pcompute.app.progress import Progress
 from p2pcompute.app.render import plain, print_json_line, printable, result_text
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import NotRunningError, ResourceError, TaskFailedError
 from p2pcompute.model.job import Aggregation, JobOptions, OnError
 
@@ -31,7 +32,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Work:
     """What is to be run, read from the command line and checked."""
 
     function: Callable[..., Any]
@@ -45,8 +46,8 @@ class _Work:
     name: str
 
 
-def _job_options(command: F) -> F:
-    """The options that `submit` and `map` share."""
+def job_options(command: F) -> F:
+    """The options that all commands share that run something."""
     for option in reversed(
         (
             click.option("--timeout", type=float, metavar="S", help="Seconds that one attempt of one task may take."),
@@ -149,7 +150,7 @@ def _job_options(command: F) -> F:
     show_default=True,
     help="What the function gets of a file.",
 )
-@_job_options
+@job_options
 @click.pass_context
 def submit(
     ctx: click.Context,
@@ -196,7 +197,7 @@ def submit(
 @click.argument("function")
 @click.argument("arguments", nargs=-1)
 @click.option("--jsonl", metavar="FILE", help='Read inputs from FILE ("-": stdin), one JSON value a line.')
-@_job_options
+@job_options
 @click.pass_context
 def map_(
     ctx: click.Context,
@@ -242,21 +243,22 @@ def _run(
     inputs: Iterable[Any],
     options: dict[str, Any],
 ) -> None:
-    work = _Work(
+    work = Work(
         function=function_of(module, map_name),
         reduce=None if reduce_name is None else function_of(module, reduce_name),
         aggregation=aggregation,
         inputs=inputs,
-        options=_options_of(options),
+        options=options_of(options),
         peer=options["peer"],
         as_json=options["as_json"],
         output=options["output"],
         name=f"{module.__name__}.{map_name}",
     )
-    run_async(_perform(settings, work))
+    run_async(perform(settings, work))
 
 
-def _options_of(given: dict[str, Any]) -> JobOptions:
+def options_of(given: dict[str, Any]) -> JobOptions:
+    """What `job_options` gave, as the options of a job. Raises UsageError."""
     from p2pcompute.node.config import parse_size
     from p2pcompute.node.door import options_named
 
@@ -277,8 +279,9 @@ def _options_of(given: dict[str, Any]) -> JobOptions:
     )
 
 
-async def _perform(settings: Settings, work: _Work) -> None:
-    async with a_door(settings, work.peer) as door:
+async def perform(settings: Settings, work: Work) -> None:
+    """Run the job at the peer that runs here, or at one that is started for it, and print or write its results."""
+    async with a_door(settings, work.peer, work.options.engine) as door:
         with Progress(quiet=not sys.stderr.isatty()) as progress, _sink(work.output) as sink:
             try:
                 if work.aggregation is Aggregation.NONE:
@@ -299,7 +302,7 @@ async def _perform(settings: Settings, work: _Work) -> None:
         )
 
 
-async def _print_each(door: AnyPeer, work: _Work, progress: Progress, sink: IO[str] | None) -> None:
+async def _print_each(door: AnyPeer, work: Work, progress: Progress, sink: IO[str] | None) -> None:
     index = 0
     results = door.map(
         work.function,
@@ -317,7 +320,7 @@ async def _print_each(door: AnyPeer, work: _Work, progress: Progress, sink: IO[s
             index += 1
 
 
-async def _print_one(door: AnyPeer, work: _Work, progress: Progress, sink: IO[str] | None) -> None:
+async def _print_one(door: AnyPeer, work: Work, progress: Progress, sink: IO[str] | None) -> None:
     outcome = await door.map_reduce(
         work.function,
         work.reduce,
@@ -385,8 +388,11 @@ def _sink(path: Path | None) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def a_door(settings: Settings, wanted: str | None) -> AsyncIterator[AnyPeer]:
-    """The peer that runs here, or one that is started in this process for as long as this is entered."""
+async def a_door(settings: Settings, wanted: str | None, engine: Engine | None = None) -> AsyncIterator[AnyPeer]:
+    """The peer that runs here, or one that is started in this process for as long as this is entered.
+
+    `engine`: what the job asks for; one that is started for it has the WebAssembly Python made first.
+    """
     from p2pcompute.node.running import socket_of
 
     folders = settings.folders
@@ -405,7 +411,12 @@ async def a_door(settings: Settings, wanted: str | None) -> AsyncIterator[AnyPee
     from p2pcompute.node.peer import Peer
 
     note("no peer of yours is running here: starting one for this job (`p2pcompute up` keeps one running)")
-    async with Peer(settings.load(), folders=folders) as peer:
+    config = settings.load()
+    if engine is Engine.WASM_PYTHON:
+        from p2pcompute.node.wasm_engines import WasmEngines
+
+        await WasmEngines.look(folders, config.wasm_python).prepare(note)
+    async with Peer(config, folders=folders) as peer:
         yield peer
 
 

@@ -98,7 +98,7 @@ class Doctor:
         found.append(finding)
         found += [*self._data_folder(), *self._keys(), *self._clock_finding(), *self._memberships()]
         found += [*await self._running(), *self._ports(config), *self._broadcast(config)]
-        found += [*self._isolation(config), *self._hardware()]
+        found += [*self._isolation(config), self._webassembly(config), *self._hardware()]
         return found
 
     # --- the program ----------------------------------------------------------------------------------------------------
@@ -309,6 +309,28 @@ class Doctor:
             yield Finding("isolation", Level.OK, f"{report.level}: {ISOLATION_WORDS[report.level]}")
         for layer in report.layers:
             yield Finding(f"  {layer.name}", Level.OK if layer.active else Level.WARN, layer.text)
+
+    def _webassembly(self, config: PeerConfig) -> Finding:
+        from p2pcompute.node.wasm_engines import WasmEngines
+
+        found = WasmEngines.look(self._folders, config.wasm_python)
+        # In an open network nothing else is run for others.
+        in_open = any(each.current and each.kind == "open" for each in self._networks.summaries())
+        lacking = Level.WARN if in_open else Level.OK
+        if not found.runs_modules:
+            return Finding(
+                "WebAssembly", lacking, "not installed: no modules are run here", "pip install 'p2pcompute[wasm]'"
+            )
+        if found.python_is_ready:
+            return Finding("WebAssembly", Level.OK, "modules, and Python functions of strangers, can be run")
+        if found.place is None:
+            return Finding("WebAssembly", lacking, f"modules can be run, Python functions not: {found.problem}")
+        return Finding(
+            "WebAssembly",
+            Level.OK,
+            "modules can be run; the WebAssembly Python is not made yet",
+            "p2pcompute wasm-python makes it, in a minute; in an open network a peer does so by itself",
+        )
 
     def _hardware(self) -> Iterator[Finding]:
         from p2pcompute.execution.probes import gpu_summary

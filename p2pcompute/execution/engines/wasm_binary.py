@@ -45,13 +45,14 @@ class Signature:
 
     def arguments(self, given: Sequence[Any], named: Mapping[str, Any]) -> list[int | float]:
         """The numbers to call it with, whole ones signed. Raises UsageError that names the export and its types."""
-        if len(given) == 1 and len(self.parameters) != 1 and isinstance(given[0], (list, tuple)):
+        if len(given) == 1 and isinstance(given[0], (list, tuple)):
             given = given[0]  # one input of a map
         if named:
             raise UsageError(f"{self.text} takes its arguments by position, not as {', '.join(sorted(named))}=…")
         if len(given) != len(self.parameters):
             were = "1 was" if len(given) == 1 else f"{len(given)} were"
-            raise UsageError(f"{self.text} takes {len(self.parameters)} arguments, {were} given")
+            takes = "1 argument" if len(self.parameters) == 1 else f"{len(self.parameters)} arguments"
+            raise UsageError(f"{self.text} takes {takes}, {were} given")
         return [
             self._number(place, kind, value)
             for place, (kind, value) in enumerate(zip(self.parameters, given, strict=True), 1)

@@ -135,9 +135,9 @@ def ending_of(
 def reason_of(text: str) -> str:
     """The one line of the engine's many that says why."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for place, line in enumerate(lines):
-        if "wasm trap:" in line:
-            return line.rpartition("wasm trap:")[2].strip()[:500]
-        if line.startswith("Caused by:") and place + 1 < len(lines):
-            return lines[-1].removeprefix("0: ")[:500]
+    trap = next((line.rpartition("wasm trap:")[2].strip() for line in reversed(lines) if "wasm trap:" in line), "")
+    if trap:
+        return trap[:500]
+    if "Caused by:" in lines:
+        return lines[-1].removeprefix("0: ").strip()[:500]
     return (lines[0] if lines else "no reason was given")[:500]
