@@ -65,5 +65,5 @@ docs: $(VENV)/.installed-test ## write the generated parts of docs/ again
 	$(BIN)/python docs/tools/protocol.py
 
 clean: ## remove what the other targets made here
-	rm -rf .venv .venv-3.* .test-env build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-3.* .test-env .test-engines build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from p2pcompute.model.errors import UsageError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Beginnings of skip reasons that are honest even where CI=true: hardware and systems that a Linux container cannot be.
@@ -57,6 +59,17 @@ def other_pythons_fixture() -> tuple[Path, ...]:
             "no further Python version with the product installed; tests/setup.sh makes them where it finds one"
         )
     return found
+
+
+@pytest.fixture(scope="session")
+def wasm_python() -> Path:
+    """The compiled form of the WebAssembly Python, made where tests/setup.sh has not; skips where it cannot be."""
+    from p2pcompute.execution.engines.wasm_python_build import prepare
+
+    try:
+        return prepare(ROOT / ".test-engines")
+    except UsageError as error:
+        pytest.skip(str(error))
 
 
 @pytest.hookimpl(wrapper=True)

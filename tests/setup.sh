@@ -2,6 +2,7 @@
 # Gets ready what tests want beyond Python packages, each where it may:
 #   - ip, tc and nft for the tests in network namespaces, and miniupnpd for their routers (installed with apt-get as root),
 #   - bubblewrap and libseccomp for the tests of the sandbox (installed with apt-get as root),
+#   - the WebAssembly Python, compiled for this machine (.test-engines),
 #   - further Python versions with the product installed, for jobs whose peers run different ones (.venv-3.12 …).
 # Whatever cannot be had is named; the tests that need it skip with the same reason. Writes .test-env, which tests/conftest.py reads.
 #
@@ -89,5 +90,10 @@ for minor in 3.11 3.12 3.13; do
     fi
     pythons="${pythons:+$pythons:}$PWD/$folder/bin/python"
 done
+
+# --- the WebAssembly Python -------------------------------------------------------------------------------------------
+# A minute, once for each version of what goes into it; the tests make it themselves where this could not.
+.venv/bin/python -m p2pcompute.execution.engines.wasm_python_build "$PWD/.test-engines" >/dev/null ||
+    echo "the WebAssembly Python could not be made: the tests that run it will skip" >&2
 
 printf '# Written by tests/setup.sh: further interpreters that have the product, separated by colons.\nP2PCOMPUTE_TEST_PYTHONS=%s\n' "$pythons" >.test-env

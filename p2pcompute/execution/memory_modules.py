@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.abc
 import io
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
-from importlib.resources.simple import SimpleReader, TraversableReader
-from importlib.util import spec_from_loader
+from importlib.resources.abc import Traversable, TraversableResources
+from importlib.util import spec_from_file_location
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 #: Where sources seem to lie: for `__file__` and tracebacks only.
 ROOT = "/program"
@@ -46,7 +47,7 @@ class MemoryModules(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  
     ) -> ModuleSpec | None:
         """See importlib.abc.MetaPathFinder."""
         if fullname in self._paths:
-            return spec_from_loader(fullname, self, origin=self._paths[fullname])
+            return spec_from_file_location(fullname, self._paths[fullname], loader=self)
         if fullname in self._folders:
             spec = ModuleSpec(fullname, None, is_package=True)
             spec.submodule_search_locations = [f"{ROOT}/{fullname.replace('.', '/')}"]
@@ -66,40 +67,64 @@ class MemoryModules(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  
             raise FileNotFoundError(f"{path} is not part of the program")
         return self._content[path]
 
-    def get_resource_reader(self, fullname: str) -> Any:
+    def get_resource_reader(self, fullname: str) -> TraversableResources:
         """What `importlib.resources` asks for the files of a package."""
-        return _Files(fullname, f"{ROOT}/{fullname.replace('.', '/')}", self._content)
+        return _Resources(_Node(f"{ROOT}/{fullname.replace('.', '/')}", self._content))
 
 
-class _Files(TraversableReader):
-    """The files of one folder of the program."""
+class _Resources(TraversableResources):
+    def __init__(self, root: _Node) -> None:
+        self._root = root
 
-    def __init__(self, package: str, folder: str, content: Mapping[str, bytes]) -> None:
-        self._package = package
-        self._folder = folder
+    def files(self) -> Traversable:
+        return self._root
+
+
+class _Node(Traversable):
+    """A file or folder of the program, by its path."""
+
+    def __init__(self, path: str, content: Mapping[str, bytes]) -> None:
+        self._path = path
         self._content = content
 
     @property
-    def package(self) -> str:
-        return self._package
-
-    @property
     def name(self) -> str:
-        return self._folder.rpartition("/")[2]
+        return self._path.rpartition("/")[2]
 
-    def _below(self) -> Iterator[str]:
-        prefix = self._folder + "/"
-        return (path.removeprefix(prefix) for path in self._content if path.startswith(prefix))
+    def is_file(self) -> bool:
+        return self._path in self._content
 
-    def children(self) -> list[SimpleReader]:
-        names = sorted({path.partition("/")[0] for path in self._below() if "/" in path})
-        return [_Files(f"{self._package}.{name}", f"{self._folder}/{name}", self._content) for name in names]
+    def is_dir(self) -> bool:
+        return any(path.startswith(self._path + "/") for path in self._content)
 
-    def resources(self) -> list[str]:
-        return sorted(path for path in self._below() if "/" not in path)
+    def iterdir(self) -> Iterator[_Node]:
+        prefix = self._path + "/"
+        below = (path.removeprefix(prefix) for path in self._content if path.startswith(prefix))
+        for name in sorted({path.partition("/")[0] for path in below}):
+            yield _Node(prefix + name, self._content)
 
-    def open_binary(self, resource: str) -> BinaryIO:
-        return io.BytesIO(self._content[f"{self._folder}/{resource}"])
+    def joinpath(self, *descendants: str | os.PathLike[str]) -> _Node:
+        parts = (os.fspath(part).strip("/") for part in descendants)
+        return _Node("/".join((self._path, *parts)), self._content)
+
+    def __truediv__(self, child: str | os.PathLike[str]) -> _Node:
+        return self.joinpath(child)
+
+    def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if not self.is_file():
+            raise FileNotFoundError(f"{self._path} is not part of the program")
+        data = io.BytesIO(self._content[self._path])
+        return data if "b" in mode else io.TextIOWrapper(data, *args, **kwargs)
+
+    def read_bytes(self) -> bytes:
+        with self.open("rb") as file:
+            content: bytes = file.read()
+        return content
+
+    def read_text(self, encoding: str | None = None) -> str:
+        with self.open(encoding=encoding) as file:
+            text: str = file.read()
+        return text
 
 
 def _path_of(name: str, is_package: bool) -> str:

@@ -74,13 +74,16 @@ def lower_limit(which: int, value: int) -> None:
     resource.setrlimit(which, (soft, hard))
 
 
-def apply_limits(*, memory_bytes: int | None, open_files_max: int, nice: int) -> None:
-    """Hold this process to its share. `memory_bytes`: address space, None for no limit; `nice`: added to the niceness."""
+def apply_limits(*, memory_bytes: int | None, open_files_max: int, nice: int, reserves: bool = False) -> None:
+    """Hold this process to its share. `memory_bytes`: address space, None for no limit; `nice`: added to the niceness.
+
+    `reserves`: what runs here reserves far more addresses than it uses (WebAssembly): what it can write to is limited instead.
+    """
     if sys.platform == "win32":
         return
     lower_limit(resource.RLIMIT_CORE, 0)
     lower_limit(resource.RLIMIT_NOFILE, open_files_max)
     if memory_bytes is not None:
-        lower_limit(resource.RLIMIT_AS, memory_bytes)
+        lower_limit(resource.RLIMIT_DATA if reserves else resource.RLIMIT_AS, memory_bytes)
     if nice > 0:
         os.nice(nice)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from p2pcompute.execution import resources, task
 from p2pcompute.execution import worker_protocol as protocol
-from p2pcompute.execution.engines.worker_programs import RunsTasks, load_for
+from p2pcompute.execution.engines.worker_programs import RESERVING, RunsTasks, load_for
 from p2pcompute.execution.loader import ProgramLoadError
 from p2pcompute.execution.sandbox import confine
 from p2pcompute.execution.values import Handle
@@ -238,13 +238,17 @@ class Worker:
         self._helper.tasks_run()
         os.environ["HOME"] = os.environ["TMPDIR"] = settings.folder
         os.environ.update(settings.variables)
+        engine = Engine(settings.engine)
         resources.apply_limits(
-            memory_bytes=settings.memory_bytes, open_files_max=settings.open_files_max, nice=settings.nice
+            memory_bytes=settings.memory_bytes,
+            open_files_max=settings.open_files_max,
+            nice=settings.nice,
+            reserves=engine in RESERVING,
         )
         task.install_reporter(self._reports.report_progress)
         try:
             share = KEPT_BYTES_MAX if settings.memory_bytes is None else settings.memory_bytes // _MEMORY_PER_KEPT
-            self._program = load_for(Engine(settings.engine), program, self._fetch, min(share, KEPT_BYTES_MAX))
+            self._program = load_for(engine, program, self._fetch, min(share, KEPT_BYTES_MAX))
         except ProgramLoadError as error:
             self._output.end()
             self._reports.send(protocol.FAILED, error.reason, error.module, error.text)

@@ -73,7 +73,7 @@ _LOCK = "wasm-python.lock"
 #: Where a peer tells its workers which compiled form to run.
 COMPILED_VARIABLE = "P2PCOMPUTE_WASM_PYTHON_COMPILED"
 #: Changes with `wasm_runtime.make_engine`: compiled forms of another configuration cannot be used.
-CONFIGURATION = 1
+CONFIGURATION = 2
 
 Progress = Callable[[str], None]
 

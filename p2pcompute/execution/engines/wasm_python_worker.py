@@ -112,7 +112,10 @@ class _Instance:
         wasi.stderr_custom = _writer(2)
         self.store.set_wasi(wasi)
         self.store.set_limits(
-            memory_size=MEMORY_BYTES_MAX, table_elements=runtime.TABLE_ELEMENTS_MAX, instances=runtime.INSTANCES_MAX
+            memory_size=MEMORY_BYTES_MAX,
+            table_elements=runtime.TABLE_ELEMENTS_MAX,
+            instances=runtime.INSTANCES_MAX,
+            memories=runtime.MEMORIES_MAX,
         )
         # Nothing steps the epoch here: time-outs are the pool's, which kills the process.
         self.store.set_epoch_deadline(1)

@@ -1,8 +1,8 @@
 """How WebAssembly is run here: one configuration of the engine, its limits, and what each way of ending means.
 
-Rules: the same fuel and the same result everywhere for the same call (NaNs are canonical, nothing reads a clock unless it was granted); memory
-is not reserved beforehand, so that the limit on a worker's address space holds (measured: no slower for Python, a few per cent for tight loops
-over memory); compiled forms are made here and come from nowhere else. Refuses to know: programs, values, tasks.
+Rules: the same fuel and the same result everywhere for the same call (NaNs are canonical, nothing reads a clock unless it was granted); each memory
+reserves 4 GiB of addresses, so that growing moves nothing and accesses need no checks: workers are limited in what they can write to, not in addresses
+(`resources.apply_limits`); compiled forms are made here and come from nowhere else. Refuses to know: programs, values, tasks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from p2pcompute.model.job import Outcome
 
 #: What a call may use where nobody said: so much that time-outs come first. The engine counts in signed 64 bits.
 FUEL_UNLIMITED = (1 << 63) - 1
-#: What memory.grow asks the system for at a time beyond what the module asked for.
-_GROWTH_BYTES = 1 << 20
 _STACK_BYTES = 1 << 20
 #: Of everything but memory that a hostile module could ask for.
 TABLE_ELEMENTS_MAX = 1 << 20
 INSTANCES_MAX = 64
+#: Each reserves 4 GiB of addresses.
+MEMORIES_MAX = 4
 
 
 def make_engine(*, parallel: bool = False) -> wasmtime.Engine:
@@ -34,9 +34,6 @@ def make_engine(*, parallel: bool = False) -> wasmtime.Engine:
     config.epoch_interruption = True
     config.cranelift_nan_canonicalization = True
     config.parallel_compilation = parallel
-    config.memory_reservation = 0
-    config.memory_guard_size = 0
-    config.memory_reservation_for_growth = _GROWTH_BYTES
     config.max_wasm_stack = _STACK_BYTES
     config.wasm_threads = False
     config.wasm_relaxed_simd_deterministic = True

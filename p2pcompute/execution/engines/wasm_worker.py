@@ -98,6 +98,7 @@ class WasmProgram:
             memory_size=self._limits.memory_bytes or MEMORY_BYTES_DEFAULT,
             table_elements=runtime.TABLE_ELEMENTS_MAX,
             instances=1,
+            memories=runtime.MEMORIES_MAX,
         )
         meter = runtime.FuelMeter(store, self._limits.fuel)
         try:

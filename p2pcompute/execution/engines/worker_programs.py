@@ -14,6 +14,8 @@ from p2pcompute.execution.worker_program import WorkerProgram
 from p2pcompute.model.engine import Engine
 from p2pcompute.model.job import Outcome
 
+#: Engines that reserve far more addresses than they use.
+RESERVING = frozenset({Engine.WASM, Engine.WASM_PYTHON})
 #: The bytes behind a handle, or BlobMissingError.
 Fetch = Callable[[Handle], "bytes | bytearray"]
 
