@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from p2pcompute.execution import loader, pickles, program, values, worker_protocol
-from p2pcompute.execution.engines import document
+from p2pcompute.execution.engines import document, entries, wasm_binary, wasm_program
 from p2pcompute.model.errors import (
     AdmissionError,
     CorruptFileError,
@@ -393,6 +393,15 @@ DECODERS: dict[str, Decoder] = {
         values.decode_failure, ws.failures, (ProtocolError, ResultRefusedError)
     ),
     "p2pcompute.execution.engines.document.head_of": Decoder(document.head_of, ws.programs, (ProtocolError,)),
+    "p2pcompute.execution.engines.entries.entries_of": Decoder(
+        entries.entries_of, lambda: [*ws.programs(), *ws.wasm_programs()], (ProtocolError,)
+    ),
+    "p2pcompute.execution.engines.wasm_binary.interface_of": Decoder(
+        wasm_binary.interface_of, ws.wasm_modules, (ProtocolError,)
+    ),
+    "p2pcompute.execution.engines.wasm_program.open_wasm_program": Decoder(
+        wasm_program.open_wasm_program, ws.wasm_programs, (ProtocolError,)
+    ),
     "p2pcompute.execution.program.open_program": Decoder(program.open_program, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.program.program_entries": Decoder(program.program_entries, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.loader.missing_requirements": Decoder(
@@ -430,5 +439,9 @@ NOT_DECODERS: dict[str, str] = {
     "p2pcompute.wire.framing.message_frame": _OWN_BYTES,
     "p2pcompute.wire.framing.credit_of": "takes the payload of a frame that the reader has measured",
     "p2pcompute.execution.worker_protocol.StatePage.mirror": "a worker's side: keeps a row of its own",
+    "p2pcompute.execution.engines.wasm_binary.is_wasm": "looks at the first four bytes",
+    "p2pcompute.execution.engines.wasm_program.binary_of": "takes a module that this machine's user gives",
+    "p2pcompute.execution.engines.wasm_program.make_wasm_program": "takes a module that this machine's user gives",
+    "p2pcompute.execution.engines.wasm_python_guest.Guest.load": "runs the program, where nothing can be harmed; it reads with open_program",
     "p2pcompute.execution.loader.load_program": "runs the program, in a worker, which is what a worker is for; it reads with open_program",
 }

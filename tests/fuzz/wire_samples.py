@@ -314,3 +314,21 @@ def linux_routes() -> list[bytes]:
 def netstat_routes() -> list[bytes]:
     """Tables of routes as macOS and Windows print them."""
     return [b"default 192.168.1.1 UGScg en0\n", b" 0.0.0.0 0.0.0.0 192.168.1.1 192.168.1.20 25\n"]
+
+
+#: A module with a sample of each kind of import and export.
+WASM_MODULE = bytes.fromhex(
+    "0061736d01000000010d0260027f7c017e60027f7f017f021c0303656e760166000003656e7601740170000103656e760167037f0003020101050401010102071002066d656d6f727902000361646400010a09010700200020016a0b"
+)
+
+
+def wasm_modules() -> list[bytes]:
+    """Modules with and without anything in them."""
+    return [WASM_MODULE, b"\0asm\1\0\0\0"]
+
+
+def wasm_programs() -> list[bytes]:
+    """Programs of modules."""
+    bare = {"engine": "wasm", "version": 1, "module": WASM_MODULE, "entries": [["add", 0], ["shout", 1]]}
+    more = {"fuel": 7, "memory_bytes": 1 << 20, "timeout_ms": 5, "demands": {"grants": ["gpu"]}}
+    return [msgpack.packb(bare), msgpack.packb({**bare, **more})]
