@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from p2pcompute.execution.pool_types import PoolSettings, ProgramKey
@@ -28,8 +29,13 @@ SOCKET_BYTES = 1 << 20
 def shelter_of(settings: PoolSettings, environment: Mapping[str, str]) -> Shelter:
     """How this machine can hold workers. Blocks. Raises UsageError where that is less than `settings.isolation`."""
     private = [Path.home(), *settings.private, *([settings.folder] if settings.folder is not None else [])]
+    report = probe(settings.python, environment, private)
+    if settings.wasm_python is not None and report.interpreter is not None:
+        # The folder: what is in it may be made later.
+        paths = (*report.interpreter.paths, str(settings.wasm_python.parent))
+        report = replace(report, interpreter=replace(report.interpreter, paths=paths))
     return make_shelter(
-        probe(settings.python, environment, private),
+        report,
         least=settings.isolation,
         most=settings.isolation_most,
         scratch_bytes=settings.scratch_bytes,

@@ -160,6 +160,7 @@ class Peer(Door):
         stack.push_async_callback(self._supervisor.stop)
 
         self._wasm = await self._offload.run(lambda: WasmEngines.look(self.folders, self.config.wasm_python))
+        self._wasm.make_folder()
         self._engine_by_default = engine_by_default(is_open=self.network.is_open)
         self._offers = await self._offload.run(self._look_at_offers)
         self._probe = HardwareProbe(self._clock)

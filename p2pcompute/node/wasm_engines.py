@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from p2pcompute.execution.engines.wasm_python_build import is_there, place_of
+from p2pcompute.execution.engines.wasm_python_build import is_there, make_folder, place_of
 from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import ResourceError, UsageError
 from p2pcompute.node.folders import Folders
+from p2pcompute.storage.files import make_private_folder
 
 _BUILD = "p2pcompute.execution.engines.wasm_python_build"
 #: The process finds this very program, however it was installed.
@@ -49,6 +50,12 @@ class WasmEngines:
             return cls(folder, component, place_of(folder, component), "")
         except UsageError as error:
             return cls(folder, component, None, str(error))
+
+    def make_folder(self) -> None:
+        """Make the folder, before workers start: sandboxes show it from their start, also to what comes once something is in it."""
+        if self.place is not None:
+            make_private_folder(self._folder.parent)
+            make_folder(self._folder)
 
     @property
     def python_is_ready(self) -> bool:

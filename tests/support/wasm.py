@@ -61,6 +61,6 @@ def module_program(
 
 def place_compiled(home: Path, compiled: Path) -> None:
     """Let the peers of the data folder beneath `home` find what was compiled for all tests."""
-    folder = home / "data" / "engines"
-    folder.mkdir(parents=True, mode=0o700)
-    (folder / compiled.name).symlink_to(compiled)
+    data = home / "data"
+    data.mkdir(mode=0o700, parents=True)
+    (data / "engines").symlink_to(compiled.parent)

@@ -2,7 +2,7 @@
 
 `componentize-py` puts CPython, the modules of `wasm_python_modules.py` and our loader into a component, a picture of memory taken after everything was
 imported; `wasmtime` compiles that for this machine. Both are kept in one folder under digests of all that they were made from, moved into place
-when whole, readable and writable by their owner alone: a worker runs what it finds there. One process makes them, others wait. Refuses to know: who
+when whole, and nobody but their owner may write there: a worker runs what it finds. One process makes them, others wait. Refuses to know: who
 asks, and when.
 """
 
@@ -186,13 +186,19 @@ def place_of(folder: Path, component: Path | None = None) -> Path:
     return folder / f"wasm-python-{hashlib.sha256(kind.encode()).hexdigest()[:24]}.cwasm"
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder; workers in sandboxes may look into it, nobody else may write to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+
+
 def is_there(compiled: Path) -> bool:
     """Whether the compiled form is there, and nobody else could have written it."""
     try:
         status = compiled.stat()
     except OSError:
         return False
-    return os.name != "posix" or (status.st_uid == os.getuid() and not status.st_mode & 0o077)
+    return os.name != "posix" or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
 
 def can_be_run(compiled: Path) -> bool:
@@ -217,7 +223,7 @@ def prepare(folder: Path, component: Path | None = None, progress: Progress = la
     `progress`: gets a few sentences.
     """
     compiled = place_of(folder, component)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(folder / _LOCK, progress):
         if can_be_run(compiled):
             return compiled
@@ -244,7 +250,8 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
 
 
 def _move_into_place(made: Path, target: Path) -> None:
-    made.chmod(0o600)
+    # Workers in sandboxes read it as nobody in particular.
+    made.chmod(0o644)
     shutil.move(made, target)
 
 

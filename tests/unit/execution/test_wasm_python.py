@@ -304,8 +304,9 @@ def test_the_list_of_modules_is_of_modules(wasm_python: Path, monkeypatch: pytes
     assert missing == []
 
 
-def test_the_compiled_form_is_its_owner_s_alone(wasm_python: Path) -> None:
-    assert stat.S_IMODE(wasm_python.stat().st_mode) == 0o600
+def test_nobody_but_its_owner_may_write_the_compiled_form(wasm_python: Path) -> None:
+    assert not stat.S_IMODE(wasm_python.stat().st_mode) & 0o022
+    assert not stat.S_IMODE(wasm_python.parent.stat().st_mode) & 0o022
     assert build.is_there(wasm_python)
     assert build.can_be_run(wasm_python)
 
@@ -315,7 +316,7 @@ def test_what_others_may_write_is_not_run(wasm_python: Path, tmp_path: Path) -> 
     copy.write_bytes(b"not ours")
     copy.chmod(0o666)
     assert not build.is_there(copy)
-    copy.chmod(0o600)
+    copy.chmod(0o644)
     assert build.is_there(copy)
     assert not build.can_be_run(copy), "it is no compiled form"
     assert not build.is_there(tmp_path / "nothing")

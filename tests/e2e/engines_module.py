@@ -1,0 +1,17 @@
+"""What the tests of engines submit from the command line: a module as users write it."""
+
+import sys
+
+from p2pcompute import Peer
+
+
+def where(number: int) -> list:
+    """The interpreter that runs this, and something computed."""
+    print(f"number {number}")
+    return [sys.platform, sys.version_info[1], number * number]
+
+
+async def main() -> None:
+    """What a script does with its functions when it is run."""
+    async with Peer() as peer:
+        print(await peer.submit(where, 7))
