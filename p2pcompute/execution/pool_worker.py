@@ -29,8 +29,12 @@ if sys.platform != "win32":
 #: A pipe that holds so much is not being read: the smallest pipe of any system, less one page.
 _FULL_BYTES = 60 * 1024
 
-#: What a worker may say of a task; the rest the pool says. (A dict, for an Enum called is ten times slower.)
-_OUTCOMES = {int(each): each for each in (Outcome.RETURNED, Outcome.RAISED, Outcome.OUT_OF_MEMORY, Outcome.UNSHIPPABLE)}
+#: What a worker may say of a task; the rest the pool says. (A dict, for an Enum called is ten times slower.) That a call took longer than its
+#: program allows, an engine that can interrupt it says.
+_OUTCOMES = {
+    int(each): each
+    for each in (Outcome.RETURNED, Outcome.RAISED, Outcome.OUT_OF_MEMORY, Outcome.UNSHIPPABLE, Outcome.TIMED_OUT)
+}
 
 OutputRows = list[tuple[int, int, bytes]]
 ProgressRows = list[tuple[int, float, str]]

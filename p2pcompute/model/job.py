@@ -140,7 +140,8 @@ class JobOptions:
     def _implied(self) -> Iterator[str]:
         if self.engine is not None and self.engine is not Engine.PYTHON:
             yield f"engine == {self.engine}"
-        if self.isolation is not None:
+        # What a peer states is how it holds processes; WebAssembly holds its programs better than any of them.
+        if self.isolation is not None and self.engine not in (Engine.WASM, Engine.WASM_PYTHON):
             yield f"isolation >= {self.isolation}"
         for grant in self.grants:
             yield f"grant == {grant}"

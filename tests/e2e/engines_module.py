@@ -11,6 +11,21 @@ def where(number: int) -> list:
     return [sys.platform, sys.version_info[1], number * number]
 
 
+def square(number: int) -> int:
+    """What is computed."""
+    return number * number
+
+
+def platform() -> str:
+    """Where it is computed."""
+    return sys.platform
+
+
+def platform_of(_: int) -> str:
+    """As `platform`, of one input."""
+    return platform()
+
+
 async def main() -> None:
     """What a script does with its functions when it is run."""
     async with Peer() as peer:
