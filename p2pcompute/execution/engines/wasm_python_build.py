@@ -133,7 +133,7 @@ def build(folder: Path, target: Path) -> None:
         empty = work / "empty"
         (empty / "lib" / "python3" / "site-packages").mkdir(parents=True)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        environment |= {"VIRTUAL_ENV": str(empty), "PATH": os.defpath}
+        environment |= {"VIRTUAL_ENV": str(empty), "PATH": os.defpath, "RUST_BACKTRACE": "0"}
         command = [
             sys.executable, "-c", "import sys, componentize_py; sys.exit(componentize_py.script())",
             "-d", str(work / "program.wit"), "-w", "program",
@@ -141,7 +141,7 @@ def build(folder: Path, target: Path) -> None:
         ]  # fmt: skip
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not (work / "made.wasm").is_file():
-            said = (done.stderr or done.stdout).strip()[-2000:]
+            said = (done.stderr or done.stdout).strip()[:2000]
             raise ResourceError(f"the WebAssembly Python could not be made ({BUILDER} {builder_version()}): {said}")
         _move_into_place(work / "made.wasm", target)
 
@@ -274,7 +274,7 @@ def main(arguments: list[str]) -> int:
     """FOLDER [COMPONENT]: prepare; the last line printed is the path of the compiled form."""
     try:
         component = Path(arguments[1]) if len(arguments) > 1 else None
-        made = prepare(Path(arguments[0]), component, lambda text: _say(text))
+        made = prepare(Path(arguments[0]).absolute(), component, lambda text: _say(text))
     except (UsageError, ResourceError) as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
