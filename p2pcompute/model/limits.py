@@ -478,6 +478,23 @@ WORKER_KILL_GRACE_S = 0.5
 #: Address space of one worker where the peer's owner set nothing, as a share of this machine's memory.
 WORKER_MEMORY_SHARE = 0.5
 
+# --- commands ---------------------------------------------------------------------------------------------------------
+#: Words of one command line, and characters of one: what the system itself takes, with room for the environment.
+COMMAND_WORDS_MAX = 1_024
+COMMAND_WORD_CHARS_MAX = 65_536
+#: Copies of stdout and of stderr, each, that come back with the answer; a command with more to say writes a file.
+COMMAND_OUTPUT_BYTES_MAX = 16 << 20
+#: Variables that a program sets for its commands.
+COMMAND_VARIABLES_MAX = 256
+#: Processes of one worker that runs commands, where the sandbox can count them: a build with several compilers, not a fork bomb.
+COMMAND_PROCESSES_MAX = 256
+#: Files that go into one task or come out of it; whoever has more packs them.
+TASK_FILES_MAX = 4_096
+#: Bytes of all files of one task that come back: half of what one value may have, so that the answer surely travels.
+TASK_FILES_BYTES_MAX = 500 << 20
+#: Characters of the path of one of them: far above what any system's folders nest.
+TASK_PATH_CHARS_MAX = 1_024
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 #: Blobs held in memory by one peer before they are spilled to disk.
 BLOB_MEMORY_BYTES_MAX = 256 << 20

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from p2pcompute.execution.program import program_entries
+from p2pcompute.execution.engines.entries import entries_of
 from p2pcompute.execution.values import Handle
 from p2pcompute.jobs.submit import options_of
 from p2pcompute.model import limits
@@ -358,7 +358,7 @@ def _request_of(arguments: Mapping[str, Any]) -> JobRequest:
     program = bytes(arguments["program"])
     identifier = ProgramId(blob_id_of(program))
     entries = tuple(str(name) for name in arguments["entries"])
-    if entries != program_entries(program):
+    if entries != entries_of(program):
         raise UsageError("the program does not have the entries that the call names")
     options: JobOptions = options_of(dict(arguments.get("options") or {}))
     weights = arguments.get("weights")

@@ -298,7 +298,8 @@ class Lender:
             content = self._program(ProgramId(program))
             head = head_of(content)
             lack = self._offers.lack(head)
-            missing = () if lack is not None else await self._offload.run(lambda: missing_in(head, content))
+            if lack is None:
+                lack = await self._offload.run(lambda: missing_in(head, content))
         except (ResourceError, OSError) as error:
             # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
             self._given_up(key, job)
@@ -310,12 +311,7 @@ class Lender:
             return
         if lack is not None:
             self._forget(key)
-            self._refuse(job.channel, job.open.job, lack.reason, lack.text)
-            return
-        if missing:
-            self._forget(key)
-            first = missing[0]
-            self._refuse(job.channel, job.open.job, "module", first.text, first.module)
+            self._refuse(job.channel, job.open.job, lack.reason, lack.text, lack.module)
             return
         job.accepted = True
         self._accept(job)

@@ -5,14 +5,13 @@ Its record says the same, so submitters rarely come in vain; what a program dema
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from p2pcompute.execution.engines.command_program import missing_executable
 from p2pcompute.execution.engines.document import ProgramHead
 from p2pcompute.execution.loader import missing_requirements
 from p2pcompute.execution.pool import PoolEvents, PoolSettings, WorkerPool
 from p2pcompute.execution.probes import sandbox_report
-from p2pcompute.execution.program import Requirement
 from p2pcompute.execution.sandbox.grants import ONE_ADDRESS, GrantedFolder
 from p2pcompute.execution.workshop import Workshop
 from p2pcompute.model.engine import Engine, grants_of, is_granted
@@ -23,14 +22,17 @@ from p2pcompute.node.config import PeerConfig
 
 #: Engines whose programs run as processes of this system.
 _PROCESSES = frozenset({Engine.PYTHON, Engine.COMMAND})
+#: Engines that are offered where the owner names none: commands run the machine's own programs, which is for an owner to allow.
+BY_DEFAULT = frozenset(Engine) - {Engine.COMMAND}
 
 
 @dataclass(frozen=True, slots=True)
 class Lacking:
-    """What a program demands and this peer has not. `reason`: as in JobRefuse."""
+    """What a program demands and this peer has not. `reason`, `module`: as in JobRefuse."""
 
     reason: str
     text: str
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,8 @@ def offers_of(config: PeerConfig) -> Offers:
 
     Raises UsageError where workers cannot be held as well as the owner wants.
     """
-    works = (Engine.PYTHON,)
-    chosen = tuple(engine for engine in works if not config.engines or engine in config.engines)
+    works = (Engine.PYTHON, Engine.COMMAND)
+    chosen = tuple(engine for engine in works if engine in (config.engines or BY_DEFAULT))
     grants = grants_of((*config.grants, *(folder.grant for folder in config.folders)))
     report = sandbox_report()
     wanted = wanted_isolation(config)
@@ -105,10 +107,17 @@ def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Worksho
         whole_network="network" in config.grants,
     )
     processes = WorkerPool(events, clock, settings, workshop.numbers)
-    workshop.add(processes, (Engine.PYTHON,))
+    workshop.add(processes, (Engine.PYTHON, Engine.COMMAND))
     return workshop
 
 
-def missing_in(head: ProgramHead, program: bytes) -> Sequence[Requirement]:
-    """What a program needs installed and this machine lacks. Raises ProtocolError."""
-    return missing_requirements(program) if head.engine is Engine.PYTHON else ()
+def missing_in(head: ProgramHead, program: bytes) -> Lacking | None:
+    """The first thing that a program needs installed and this machine lacks. Raises ProtocolError."""
+    match head.engine:
+        case Engine.PYTHON:
+            for need in missing_requirements(program):
+                return Lacking("module", need.text, need.module)
+        case Engine.COMMAND:
+            text = missing_executable(program)
+            return None if text is None else Lacking("executable", text)
+    return None

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from p2pcompute.execution import loader, pickles, program, values, worker_protocol
-from p2pcompute.execution.engines import document
+from p2pcompute.execution.engines import command_program, document, entries
 from p2pcompute.model.errors import (
     AdmissionError,
     CorruptFileError,
@@ -393,6 +393,15 @@ DECODERS: dict[str, Decoder] = {
         values.decode_failure, ws.failures, (ProtocolError, ResultRefusedError)
     ),
     "p2pcompute.execution.engines.document.head_of": Decoder(document.head_of, ws.programs, (ProtocolError,)),
+    "p2pcompute.execution.engines.command_program.open_command": Decoder(
+        command_program.open_command, ws.commands, (ProtocolError,)
+    ),
+    "p2pcompute.execution.engines.command_program.missing_executable": Decoder(
+        command_program.missing_executable, ws.commands, (ProtocolError,)
+    ),
+    "p2pcompute.execution.engines.entries.entries_of": Decoder(
+        entries.entries_of, lambda: [*ws.programs(), *ws.commands()], (ProtocolError,)
+    ),
     "p2pcompute.execution.program.open_program": Decoder(program.open_program, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.program.program_entries": Decoder(program.program_entries, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.loader.missing_requirements": Decoder(
@@ -429,6 +438,7 @@ NOT_DECODERS: dict[str, str] = {
     "p2pcompute.wire.invitation.invitation_name": _OWN_KEY,
     "p2pcompute.wire.framing.message_frame": _OWN_BYTES,
     "p2pcompute.wire.framing.credit_of": "takes the payload of a frame that the reader has measured",
+    "p2pcompute.execution.bundle.program_of": "names bytes of our own by their digest",
     "p2pcompute.execution.worker_protocol.StatePage.mirror": "a worker's side: keeps a row of its own",
     "p2pcompute.execution.loader.load_program": "runs the program, in a worker, which is what a worker is for; it reads with open_program",
 }

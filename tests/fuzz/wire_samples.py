@@ -16,10 +16,12 @@ import msgpack
 import numpy
 
 from p2pcompute.execution import program, values, worker_protocol
+from p2pcompute.execution.engines import command_program
 from p2pcompute.membership.beacons import Beacon
 from p2pcompute.model.capability import Capability, Gpu
+from p2pcompute.model.engine import Demands
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, peer_id_of
-from p2pcompute.model.peer import Address, Edge, Role
+from p2pcompute.model.peer import Address, Edge, Isolation, Role
 from p2pcompute.net import control_frames
 from p2pcompute.wire import families, framing, gossip, messages, record
 from p2pcompute.wire.authority import Authority
@@ -276,6 +278,22 @@ def programs() -> list[bytes]:
     return [
         program.pack_program(body),
         program.pack_program(dataclasses.replace(body, entries=(), python_minor=(3, 11))),
+    ]
+
+
+def commands() -> list[bytes]:
+    """Programs that run an executable."""
+    demands = Demands(Isolation.SANDBOX, ("folder:data",))
+    return [
+        command_program.pack_command("convert"),
+        command_program.pack_command(
+            "./tool/run.sh",
+            files={"tool/run.sh": b"#!/bin/sh\n", "data.txt": b"data"},
+            environment={"LANG": "C"},
+            out=["out.png", "results/"],
+            check=False,
+            demands=demands,
+        ),
     ]
 
 

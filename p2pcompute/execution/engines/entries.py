@@ -1,0 +1,16 @@
+"""The names of what can be called in a program, whichever engine it is for."""
+
+from __future__ import annotations
+
+from p2pcompute.execution.engines.command_program import ENTRY, open_command
+from p2pcompute.execution.engines.document import head_of
+from p2pcompute.execution.program import program_entries
+from p2pcompute.model.engine import Engine
+
+
+def entries_of(program: bytes) -> tuple[str, ...]:
+    """The names of the entries, in their order; nothing of the program is run. Raises ProtocolError."""
+    if head_of(program).engine is Engine.COMMAND:
+        open_command(program)
+        return (ENTRY,)
+    return program_entries(program)
