@@ -112,6 +112,8 @@ class PeerConfig:
     isolation: str = "auto"
     #: Engines that are offered, of those that work here; empty: all of them.
     engines: tuple[str, ...] = ()
+    #: A cluster whose slots are lent instead of this machine's: "dask://host:port", "ray://host:port", or "module:factory" of any executor.
+    cluster: str | None = None
     #: What programs are granted that ask for it: "network", "network:HOST:PORT", "gpu", "processes".
     grants: tuple[str, ...] = ()
     #: Folders that programs are granted that ask for them, `NAME=PATH`, or `NAME=PATH:rw` where they may write.
@@ -329,6 +331,14 @@ def _engines(value: object) -> tuple[str, ...]:
     return tuple(engine.value for engine in valid if engine in named)
 
 
+def _cluster(value: object) -> str:
+    from p2pcompute.execution.cluster.clusters import opener_of
+
+    text = _text(value)
+    opener_of(text)
+    return text
+
+
 def _grants(value: object) -> tuple[str, ...]:
     grants = grants_of(_members(value))
     if any(grant.startswith("folder:") for grant in grants):
@@ -370,6 +380,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "performance_tier": _one_of(TIERS),
     "isolation": _one_of(ISOLATIONS_ASKED),
     "engines": _engines,
+    "cluster": _cluster,
     "grants": _grants,
     "folders": _folders,
     "instance": _whole(1, 9_999),

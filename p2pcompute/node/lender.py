@@ -180,6 +180,12 @@ class Lender:
         """Whether a job that `peer` sends is open here."""
         return any(sender == peer for sender, _ in self._jobs)
 
+    def set_slots(self, slots: int) -> None:
+        """Run so many tasks at a time from now on."""
+        if slots != self.slots:
+            self.slots = slots
+            self._pump.feed(lend.SlotsChanged(slots))
+
     def drain(self) -> None:
         """Give back what has not begun, and take nothing more: this peer is about to leave."""
         self._pump.feed(lend.Draining())
@@ -299,7 +305,9 @@ class Lender:
             head = head_of(content)
             lack = self._offers.lack(head)
             if lack is None:
-                lack = await self._offload.run(lambda: missing_in(head, content))
+                lack = await self._offload.run(
+                    lambda: missing_in(head, content, is_elsewhere=self._offers.is_elsewhere)
+                )
         except (ResourceError, OSError) as error:
             # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
             self._given_up(key, job)

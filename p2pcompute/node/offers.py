@@ -5,12 +5,14 @@ Its record says the same, so submitters rarely come in vain; what a program dema
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from p2pcompute.execution.engines.command_program import missing_executable
 from p2pcompute.execution.engines.document import ProgramHead
 from p2pcompute.execution.loader import missing_requirements
 from p2pcompute.execution.pool import PoolEvents, PoolSettings, WorkerPool
+from p2pcompute.execution.pool_types import Pool
 from p2pcompute.execution.probes import sandbox_report
 from p2pcompute.execution.sandbox.grants import ONE_ADDRESS, GrantedFolder
 from p2pcompute.execution.workshop import Workshop
@@ -37,11 +39,12 @@ class Lacking:
 
 @dataclass(frozen=True, slots=True)
 class Offers:
-    """What a peer offers. `isolation`: of Python tasks, at least."""
+    """What a peer offers. `isolation`: of Python tasks, at least; `is_elsewhere`: tasks run on other machines than this."""
 
     isolation: Isolation = Isolation.PROCESS
     engines: tuple[Engine, ...] = (Engine.PYTHON,)
     grants: tuple[str, ...] = ()
+    is_elsewhere: bool = False
 
     def lack(self, program: ProgramHead) -> Lacking | None:
         """The first thing that `program` demands and this peer does not offer; None where it may run."""
@@ -75,6 +78,9 @@ def offers_of(config: PeerConfig) -> Offers:
 
     Raises UsageError where workers cannot be held as well as the owner wants.
     """
+    if config.cluster is not None:
+        # Its workers run Python, and have none of this machine's folders. How well they are held nobody can see from here: the owner says.
+        return Offers(wanted_isolation(config) or Isolation.PROCESS, (Engine.PYTHON,), is_elsewhere=True)
     works = (Engine.PYTHON, Engine.COMMAND)
     chosen = tuple(engine for engine in works if engine in (config.engines or BY_DEFAULT))
     grants = grants_of((*config.grants, *(folder.grant for folder in config.folders)))
@@ -96,9 +102,14 @@ def isolation_most(config: PeerConfig) -> Isolation:
     return Isolation.PROCESS if config.isolation == Isolation.PROCESS else Isolation.SANDBOX
 
 
-def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Workshop:
-    """What runs the tasks of this peer, not started yet."""
+def workshop_of(
+    events: PoolEvents, clock: Clock, config: PeerConfig, cluster: Callable[[Iterator[int]], Pool] | None = None
+) -> Workshop:
+    """What runs the tasks of this peer, not started yet. `cluster`: makes the pool of the cluster behind it, from the numbers of its workers."""
     workshop = Workshop()
+    if cluster is not None:
+        workshop.add(cluster(workshop.numbers), (Engine.PYTHON,))
+        return workshop
     settings = PoolSettings(
         memory_bytes=config.memory_bytes,
         isolation=wanted_isolation(config),
@@ -111,8 +122,13 @@ def workshop_of(events: PoolEvents, clock: Clock, config: PeerConfig) -> Worksho
     return workshop
 
 
-def missing_in(head: ProgramHead, program: bytes) -> Lacking | None:
-    """The first thing that a program needs installed and this machine lacks. Raises ProtocolError."""
+def missing_in(head: ProgramHead, program: bytes, *, is_elsewhere: bool = False) -> Lacking | None:
+    """The first thing that a program needs installed and this machine lacks. `is_elsewhere`: other machines run it, and say so themselves.
+
+    Raises ProtocolError.
+    """
+    if is_elsewhere:
+        return None
     match head.engine:
         case Engine.PYTHON:
             for need in missing_requirements(program):

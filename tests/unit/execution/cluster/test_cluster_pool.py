@@ -35,10 +35,10 @@ def where(): return os.getpid(), os.getppid()
 def fail(x): raise ValueError(f"no {x}")
 def say(x): print("said", x); return x
 def die(): os._exit(3)
-def nap(seconds, note=""):
-    if note:
-        with open(note, "w") as file: file.write(str(os.getpid()))
-    time.sleep(seconds)
+def hold(note):
+    with open(note, "w") as file: file.write(str(os.getpid()))
+    while os.path.exists(note): time.sleep(0.01)
+def nap(seconds): time.sleep(seconds)
 def length(x): return len(x)
 """
 
@@ -187,7 +187,7 @@ def test_what_is_cancelled_is_not_waited_for(tmp_path: Any) -> None:
     async def body(it: Bench) -> None:
         worker = it.spawn()
         await it.seen.until(lambda: worker in it.seen.ready)
-        it.pool.run(worker, [it.task(1, "nap", 5.0, str(note)), it.task(2, "double", 2)])
+        it.pool.run(worker, [it.task(1, "hold", str(note)), it.task(2, "double", 2)])
         await eventually(note.exists)
         it.pool.cancel(worker, [(1, 0), (2, 0)])
         await it.gone(worker)
@@ -196,6 +196,7 @@ def test_what_is_cancelled_is_not_waited_for(tmp_path: Any) -> None:
         assert it.slots == 1
         other = it.spawn()
         assert await it.call(other, 3, "double", 3) == 6
+        note.unlink()
         await eventually(lambda: it.slots == 2)
 
     run(body)
