@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -17,20 +18,37 @@ from p2pcompute.node.config import PeerConfig
 _GIB = 1 << 30
 
 
+class HasSlots(Protocol):
+    """A lender, as far as a cluster is concerned."""
+
+    def set_slots(self, slots: int) -> None:
+        """Lend so many."""
+
+
+class HasRecord(Protocol):
+    """What a peer says of itself, as far as a cluster is concerned."""
+
+    def set_slots(self, slots: int, python: str = "") -> None:
+        """Say so, and which version of Python runs tasks."""
+
+
 class ClusterSide:
     """The cluster that `config.cluster` names, as the other parts of a peer see it."""
 
-    def __init__(
-        self, config: PeerConfig, log: FilteringBoundLogger, on_change: Callable[[ClusterState], None]
-    ) -> None:
-        """`on_change`: hears of slots as they are to be lent, no more than `config.slots` where that is set. Raises UsageError."""
-        assert config.cluster is not None
+    def __init__(self, name: str, config: PeerConfig, log: FilteringBoundLogger) -> None:
+        """`name`: see `clusters.opener_of`. Raises UsageError."""
+        self._name = name
         self._config = config
         self._log = log
-        self._on_change = on_change
-        self._opener = opener_of(config.cluster)
+        self._opener = opener_of(name)
+        #: Whose slots follow the cluster's; None until `tells`.
+        self._told: tuple[HasSlots, HasRecord] | None = None
         #: As last told; no slots until the cluster has answered.
         self.state = ClusterState(0)
+
+    def tells(self, lender: HasSlots, own: HasRecord) -> None:
+        """From now on `lender` lends what the cluster has, no more than `slots` of the configuration, and `own` says so."""
+        self._told = (lender, own)
 
     def pool(self, events: PoolEvents, clock: Clock, entropy: Entropy, numbers: Iterator[int]) -> ClusterPool:
         """What runs the tasks, not started yet."""
@@ -54,8 +72,21 @@ class ClusterSide:
         most = self._config.slots
         lent = state if most is None else dataclasses.replace(state, slots=min(state.slots, most))
         if state.cause:
-            self._log.warning("the cluster cannot be reached", cluster=self._config.cluster, cause=state.cause)
+            self._log.warning("the cluster cannot be reached", cluster=self._name, cause=state.cause)
         else:
-            self._log.info("cluster", cluster=self._config.cluster, slots=state.slots, python=state.python)
+            self._log.info("cluster", cluster=self._name, slots=state.slots, python=state.python)
         self.state = lent
-        self._on_change(lent)
+        if self._told is not None:
+            lender, own = self._told
+            lender.set_slots(lent.slots)
+            own.set_slots(lent.slots, lent.python)
+
+
+def cluster_of(config: PeerConfig, log: FilteringBoundLogger) -> ClusterSide | None:
+    """The cluster behind a peer of this configuration, or None. Raises UsageError."""
+    return None if config.cluster is None else ClusterSide(config.cluster, config, log)
+
+
+def sample_of(own: Capability, load: float, cluster: ClusterSide | None) -> tuple[Capability, float]:
+    """What a peer can do and its load, from what its `own` machine can."""
+    return (own if cluster is None else cluster.capability(own, load)), load

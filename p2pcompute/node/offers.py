@@ -5,21 +5,20 @@ Its record says the same, so submitters rarely come in vain; what a program dema
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from p2pcompute.execution.engines.command_program import missing_executable
 from p2pcompute.execution.engines.document import ProgramHead
 from p2pcompute.execution.loader import missing_requirements
 from p2pcompute.execution.pool import PoolEvents, PoolSettings, WorkerPool
-from p2pcompute.execution.pool_types import Pool
 from p2pcompute.execution.probes import sandbox_report
 from p2pcompute.execution.sandbox.grants import ONE_ADDRESS, GrantedFolder
 from p2pcompute.execution.workshop import Workshop
 from p2pcompute.model.engine import Engine, grants_of, is_granted
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.peer import Isolation
-from p2pcompute.model.seams import Clock
+from p2pcompute.model.seams import Clock, Entropy
+from p2pcompute.node.clusters import ClusterSide
 from p2pcompute.node.config import PeerConfig
 
 #: Engines whose programs run as processes of this system.
@@ -103,12 +102,12 @@ def isolation_most(config: PeerConfig) -> Isolation:
 
 
 def workshop_of(
-    events: PoolEvents, clock: Clock, config: PeerConfig, cluster: Callable[[Iterator[int]], Pool] | None = None
+    events: PoolEvents, clock: Clock, config: PeerConfig, entropy: Entropy, cluster: ClusterSide | None = None
 ) -> Workshop:
-    """What runs the tasks of this peer, not started yet. `cluster`: makes the pool of the cluster behind it, from the numbers of its workers."""
+    """What runs the tasks of this peer, not started yet. `cluster`: the one behind it."""
     workshop = Workshop()
     if cluster is not None:
-        workshop.add(cluster(workshop.numbers), (Engine.PYTHON,))
+        workshop.add(cluster.pool(events, clock, entropy, workshop.numbers), (Engine.PYTHON,))
         return workshop
     settings = PoolSettings(
         memory_bytes=config.memory_bytes,

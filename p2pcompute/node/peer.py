@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute import __version__
-from p2pcompute.execution.cluster.pool import ClusterState
 from p2pcompute.execution.probes import HardwareProbe
 from p2pcompute.execution.values import Handle
 from p2pcompute.jobs.health import Health
 from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
-from p2pcompute.model.capability import Capability
 from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, coordinator_of, is_seat, short_peer_id
 from p2pcompute.model.peer import Address, PeerView
@@ -30,7 +28,7 @@ from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel
-from p2pcompute.node.clusters import ClusterSide
+from p2pcompute.node.clusters import cluster_of, sample_of
 from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
 from p2pcompute.node.coordinator import Coordinator
@@ -164,9 +162,8 @@ class Peer(Door):
         self._probe = HardwareProbe(self._clock)
         capability = self._probe.sample()
         slots = capability.cores if self.config.slots is None else self.config.slots
-        self._cluster = None
-        if self.config.cluster is not None and slots:
-            self._cluster = ClusterSide(self.config, self._log, self._cluster_changed)
+        self._cluster = cluster_of(self.config, self._log) if slots else None
+        if self._cluster is not None:
             slots = 0  # until it has answered
         self.own = OwnRecord(
             Identity(
@@ -226,16 +223,10 @@ class Peer(Door):
             offers=self._offers,
             trust=lambda: self.identity.trust,
         )
-        cluster = self._cluster
-        workshop = workshop_of(
-            self.lender,
-            self._clock,
-            self.config,
-            None
-            if cluster is None
-            else lambda numbers: cluster.pool(self.lender, self._clock, self._entropy_source, numbers),
-        )
-        if slots or cluster is not None:
+        workshop = workshop_of(self.lender, self._clock, self.config, self._entropy_source, self._cluster)
+        if self._cluster is not None:
+            self._cluster.tells(self.lender, self.own)
+        if slots or self._cluster is not None:
             await workshop.start()
             stack.push_async_callback(workshop.stop)
         stack.callback(self.lender.stop)
@@ -255,7 +246,7 @@ class Peer(Door):
             self._supervisor,
             self,
             self._log,
-            self._sample,
+            lambda: sample_of(self._probe.sample(), self.lender.load, self._cluster),
             self._worth,
             self.config.relay,
         )
@@ -300,15 +291,6 @@ class Peer(Door):
         self.side.join(candidates)
         if self.config.lan:
             await self.side.call_on_lan(self.config.beacon_port)
-
-    def _sample(self) -> tuple[Capability, float]:
-        """What this peer can do now, and its load."""
-        own, load = self._probe.sample(), self.lender.load
-        return (own if self._cluster is None else self._cluster.capability(own, load)), load
-
-    def _cluster_changed(self, state: ClusterState) -> None:
-        self.lender.set_slots(state.slots)
-        self.own.set_slots(state.slots, state.python)
 
     def _worth(self, link: Link) -> float | None:
         """How useful a link is; None: work runs over it."""

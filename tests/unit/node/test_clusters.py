@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import platform
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,26 @@ OWN = Capability(cores=2, frequency_mhz=3000, idle=0.5, memory_gb=8.0, memory_av
 
 
 def test_what_the_cluster_has_is_announced_as_far_as_the_owner_lends_it() -> None:
-    told: list[ClusterState] = []
+    class Told:
+        """A lender and a record in one."""
+
+        def __init__(self) -> None:
+            self.heard: list[tuple[int, str]] = []
+
+        def set_slots(self, slots: int, python: str = "") -> None:
+            self.heard.append((slots, python))
 
     async def main() -> None:
-        side = ClusterSide(PeerConfig(cluster=FACTORY, slots=3), get_log("test"), told.append)
+        lender, own = Told(), Told()
+        side = ClusterSide(FACTORY, PeerConfig(slots=3), get_log("test"))
+        side.tells(lender, own)
         pool = side.pool(Recorder(), SystemClock(), SeededEntropy("side"), itertools.count(1))
         assert side.capability(OWN, 0.0).cores == 1
         await pool.start()
         try:
-            await eventually(lambda: bool(told))
-            assert [state.slots for state in told] == [3]
+            await eventually(lambda: bool(own.heard))
+            assert lender.heard == [(3, "")]
+            assert own.heard == [(3, platform.python_version())]
             seen = side.capability(OWN, 0.25)
             assert (seen.cores, seen.idle, seen.memory_gb, seen.memory_available_gb) == (3, 0.75, 8.0, 4.0)
             side._changed(ClusterState(100, 64 << 30))
