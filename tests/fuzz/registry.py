@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from p2pcompute.execution import loader, pickles, program, values, worker_protocol
+from p2pcompute.execution.cluster import calls
 from p2pcompute.execution.engines import command_program, document, entries
 from p2pcompute.model.errors import (
     AdmissionError,
@@ -393,6 +394,9 @@ DECODERS: dict[str, Decoder] = {
         values.decode_failure, ws.failures, (ProtocolError, ResultRefusedError)
     ),
     "p2pcompute.execution.engines.document.head_of": Decoder(document.head_of, ws.programs, (ProtocolError,)),
+    "p2pcompute.execution.cluster.calls.open_call": Decoder(calls.open_call, ws.cluster_calls, (ProtocolError,)),
+    "p2pcompute.execution.cluster.calls.open_answer": Decoder(calls.open_answer, ws.cluster_answers, (ProtocolError,)),
+    "p2pcompute.execution.cluster.calls.open_site": Decoder(calls.open_site, ws.cluster_sites, (ProtocolError,)),
     "p2pcompute.execution.engines.command_program.open_command": Decoder(
         command_program.open_command, ws.commands, (ProtocolError,)
     ),
@@ -438,6 +442,11 @@ NOT_DECODERS: dict[str, str] = {
     "p2pcompute.wire.invitation.invitation_name": _OWN_KEY,
     "p2pcompute.wire.framing.message_frame": _OWN_BYTES,
     "p2pcompute.wire.framing.credit_of": "takes the payload of a frame that the reader has measured",
+    "p2pcompute.execution.cluster.clusters.opener_of": _OWN_WORD,
+    "p2pcompute.execution.cluster.remote.run": "reads with open_call, and then runs it, which is what a worker of a cluster is for",
+    "p2pcompute.execution.cluster.remote.stop": "looks up a name",
+    "p2pcompute.execution.cluster.remote.describe": "takes nothing",
+    "p2pcompute.execution.cluster.remote.Host.stop_call": "looks up a name",
     "p2pcompute.execution.bundle.program_of": "names bytes of our own by their digest",
     "p2pcompute.execution.worker_protocol.StatePage.mirror": "a worker's side: keeps a row of its own",
     "p2pcompute.execution.loader.load_program": "runs the program, in a worker, which is what a worker is for; it reads with open_program",

@@ -50,8 +50,11 @@ class Cluster(Protocol):
     def submit(self, function: Function, argument: bytes) -> Future[bytes]:
         """Run a function of an importable module there. Any exception: see `blame`."""
 
+    def take_back(self, future: Future[bytes]) -> bool:
+        """Take back a call that has surely not begun; False where it may have. Does not block."""
+
     def interrupt(self, future: Future[bytes], call: bytes) -> bool:
-        """Stop a call that runs, by `remote.stop` or otherwise; False where this kind of cluster has no way to."""
+        """Stop a call that may run, by `remote.stop` or otherwise; False where this kind of cluster has no way to."""
 
     def blame(self, error: BaseException) -> Blame:
         """What an exception of `submit` or of its future means."""
@@ -114,6 +117,10 @@ class ExecutorCluster:
     def submit(self, function: Function, argument: bytes) -> Future[bytes]:
         """See Cluster."""
         return self._executor.submit(function, argument)
+
+    def take_back(self, future: Future[bytes]) -> bool:
+        """See Cluster."""
+        return future.cancel()
 
     def interrupt(self, future: Future[bytes], call: bytes) -> bool:
         """See Cluster: an executor has no way to reach what runs."""
@@ -190,10 +197,15 @@ class DaskCluster:
         future: Future[bytes] = self._executor.submit(function, argument)
         return future
 
+    def take_back(self, future: Future[bytes]) -> bool:
+        """See Cluster: to Dask's own executor every call is one that has not begun, so nothing follows from that."""
+        return False
+
     def interrupt(self, future: Future[bytes], call: bytes) -> bool:
-        """See Cluster: every worker is told, past the queue of its tasks."""
+        """See Cluster: the scheduler forgets it, then every worker is told, past the queue of its tasks."""
         from p2pcompute.execution.cluster import remote
 
+        future.cancel()
         self._client.run(remote.stop, call, on_error="ignore")
         return True
 
@@ -247,9 +259,15 @@ class RayCluster:
             self._functions[function] = self._ray.remote(num_cpus=1, max_retries=0)(function)
         reference = self._functions[function].remote(argument)
         future: Future[bytes] = reference.future()
+        # Ray would set what it was told is over, and its thread would die of it: nobody is to cancel this one.
+        future.set_running_or_notify_cancel()
         self._references[future] = reference
         future.add_done_callback(lambda done: self._references.pop(done, None))
         return future
+
+    def take_back(self, future: Future[bytes]) -> bool:
+        """See Cluster."""
+        return False
 
     def interrupt(self, future: Future[bytes], call: bytes) -> bool:
         """See Cluster: the Ray worker is killed, and what it has started dies with it."""

@@ -416,7 +416,7 @@ class ClusterPool:
             return
         if future is None:
             self._lingering.add(name)  # on its way in a thread
-        elif not future.cancel() and not future.done():
+        elif not cluster.take_back(future) and not future.done():
             self._lingering.add(name)
             self._interrupt(cluster, future, name)
         self._tell()
