@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from p2pcompute.execution import values
 from p2pcompute.execution.cluster.clusters import ExecutorCluster, opener_of
 from p2pcompute.execution.cluster.pool import ClusterPool, ClusterState
 from p2pcompute.execution.pool_types import ProgramKey, TaskRun
+from p2pcompute.execution.program import open_program, pack_program
 from p2pcompute.execution.values import Handle
 from p2pcompute.model.errors import ResourceError, UsageError
 from p2pcompute.model.ids import BlobId, PeerId, ProgramId
@@ -177,6 +179,16 @@ def test_a_program_that_does_not_load_there_says_why() -> None:
         assert outcome is Outcome.CANNOT_RUN
         assert it.seen.failed[broken][:2] == ("module", "no_such_module_here")
         assert "no_such_module_here" in cause
+
+        # A function without source is bound to one version of Python; the cluster's is another.
+        data, _ = make_program("def f(): pass\n")
+        bound = pack_program(dataclasses.replace(open_program(data), python_minor=(3, 99)))
+        worker = it.pool.spawn(ProgramKey(PeerId(bytes(32)), ProgramId(blob_id_of(bound))), bound)
+        _, cause, outcome = await it.gone(worker)
+        assert outcome is Outcome.CANNOT_RUN
+        assert it.seen.failed[worker][1] == "Python 3.99"
+        assert "it needs Python 3.99" in cause
+        assert "this is another version" in cause
 
     run(body)
 
