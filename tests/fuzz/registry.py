@@ -444,6 +444,7 @@ NOT_DECODERS: dict[str, str] = {
     "p2pcompute.wire.framing.credit_of": "takes the payload of a frame that the reader has measured",
     "p2pcompute.execution.cluster.clusters.opener_of": _OWN_WORD,
     "p2pcompute.execution.cluster.remote.run": "reads with open_call, and then runs it, which is what a worker of a cluster is for",
+    "p2pcompute.execution.cluster.seats.Seat.begin": "takes a name of our own",
     "p2pcompute.execution.cluster.remote.stop": "looks up a name",
     "p2pcompute.execution.cluster.remote.describe": "takes nothing",
     "p2pcompute.execution.cluster.remote.Host.stop_call": "looks up a name",
