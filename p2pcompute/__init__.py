@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from p2pcompute.execution.task import progress
     from p2pcompute.model.errors import P2PComputeError
     from p2pcompute.model.job import Aggregation, JobOptions
+    from p2pcompute.node.commands import CommandTask
     from p2pcompute.node.peer import Peer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Aggregation": "p2pcompute.model.job",
+    "CommandTask": "p2pcompute.node.commands",
     "JobOptions": "p2pcompute.model.job",
     "P2PComputeError": "p2pcompute.model.errors",
     "Peer": "p2pcompute.node.peer",
     "progress": "p2pcompute.execution.task",
 }
 
-__all__ = ["Aggregation", "JobOptions", "P2PComputeError", "Peer", "__version__", "progress"]
+__all__ = ["Aggregation", "CommandTask", "JobOptions", "P2PComputeError", "Peer", "__version__", "progress"]
 
 
 def __getattr__(name: str) -> Any:

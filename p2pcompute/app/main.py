@@ -12,6 +12,7 @@ import click
 
 from p2pcompute import __version__
 from p2pcompute.app import (
+    command_commands,
     demo,
     doctor_command,
     jobs_commands,
@@ -89,6 +90,7 @@ for _command in (
     network_commands.network,
     *submit_commands.COMMANDS,
     *wasm_commands.COMMANDS,
+    *command_commands.COMMANDS,
     *jobs_commands.COMMANDS,
     doctor_command.doctor,
     demo.demo,

@@ -90,6 +90,11 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
     "--engine", "engines", metavar="NAME", multiple=True, help="Engine to offer; may be repeated (all that work here)."
 )
 @click.option(
+    "--cluster",
+    metavar="NAME",
+    help="Lend a cluster instead of this machine: dask://host:port, ray://host:port or module:factory.",
+)
+@click.option(
     "--grant",
     "grants",
     metavar="GRANT",
@@ -156,7 +161,7 @@ class _Announcer:
         else:
             self._say(
                 f"peer {own.name} ({_short(own.peer)}) is up: network {peer.network.name}, port {peer.port}, "
-                f"instance {peer.instance.number}, {own.slots} slots. Ctrl-C stops it."
+                f"instance {peer.instance.number}, {peer.lender.slots} slots. Ctrl-C stops it."
             )
         peer.watch(self._heard)
 

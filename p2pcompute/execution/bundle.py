@@ -78,6 +78,11 @@ def make_program(
     return _Maker(engine, demands).make(entries)
 
 
+def program_of(data: bytes, entry: str) -> Program:
+    """A program of another engine than Python, which was made elsewhere and has one entry; no classes travel with it."""
+    return Program(ProgramId(blake3(data).digest()), data, (entry,), (), (), None, ClassResolver({}), True)
+
+
 class _Maker:
     def __init__(self, engine: Engine, demands: Demands) -> None:
         self._engine = engine

@@ -181,7 +181,7 @@ class WorkerPool:
         """
         if not self._launchers or self._shelter is None:
             raise UsageError("the worker pool is not running: call start() first, and nothing after stop()")
-        place = Place(key, self._shelter.choose(head.demands.grants))
+        place = Place(key, self._shelter.choose(head.allowed))
         memory_limits = [each for each in (memory_bytes, self._settings.memory_bytes) if each is not None]
         number = next(self._numbers)
         launcher = self._launchers[0]

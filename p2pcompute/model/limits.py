@@ -478,6 +478,44 @@ WORKER_KILL_GRACE_S = 0.5
 #: Address space of one worker where the peer's owner set nothing, as a share of this machine's memory.
 WORKER_MEMORY_SHARE = 0.5
 
+# --- commands ---------------------------------------------------------------------------------------------------------
+#: Words of one command line, and characters of one: what the system itself takes, with room for the environment.
+COMMAND_WORDS_MAX = 1_024
+COMMAND_WORD_CHARS_MAX = 65_536
+#: Copies of stdout and of stderr, each, that come back with the answer; a command with more to say writes a file.
+COMMAND_OUTPUT_BYTES_MAX = 16 << 20
+#: Variables that a program sets for its commands.
+COMMAND_VARIABLES_MAX = 256
+#: Processes of one worker that runs commands, where the sandbox can count them: a build with several compilers, not a fork bomb.
+COMMAND_PROCESSES_MAX = 256
+#: Files that go into one task or come out of it; whoever has more packs them.
+TASK_FILES_MAX = 4_096
+#: Bytes of all files of one task that come back: half of what one value may have, so that the answer surely travels.
+TASK_FILES_BYTES_MAX = 500 << 20
+#: Characters of the path of one of them: far above what any system's folders nest.
+TASK_PATH_CHARS_MAX = 1_024
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+#: Handles that the tasks of one program may use at a cluster, all together; each of its processes keeps what they lead to.
+CLUSTER_HANDLES_MAX = 256
+#: One call or answer: its largest values with room for the program beside them; executors copy it more than once.
+CLUSTER_CALL_BYTES_MAX = 2 * VALUE_BYTES_MAX + PROGRAM_BYTES_MAX
+#: Programs and data behind handles that one process of a cluster keeps for the next call.
+CLUSTER_KEPT_BYTES_MAX = 512 << 20
+#: Programs up to this travel with each call: less than asking which processes have them.
+CLUSTER_INLINE_BYTES_MAX = 16 * 1024
+#: How often one call is sent again because another process got it that lacks something; then everything goes along.
+CLUSTER_MISSES_MAX = 3
+#: How often the size of a cluster is looked at: it grows and shrinks within a minute, and a look is a message.
+CLUSTER_LOOK_S = 2.0
+#: How long a cluster may take to answer whoever connects, or asks how large it is.
+CLUSTER_CONNECT_TIMEOUT_S = 10.0
+#: The first pause before an unreachable cluster is tried again, doubled each time up to the last.
+CLUSTER_RETRY_FIRST_S = 0.5
+CLUSTER_RETRY_LAST_S = 30.0
+#: A process on a cluster's worker that serves one program of one submitter ends after so long without a call.
+CLUSTER_IDLE_S = 60.0
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 #: Blobs held in memory by one peer before they are spilled to disk.
 BLOB_MEMORY_BYTES_MAX = 256 << 20

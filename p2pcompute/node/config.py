@@ -114,6 +114,8 @@ class PeerConfig:
     engines: tuple[str, ...] = ()
     #: A component of the WebAssembly Python that was made elsewhere, by the same version of the product; None: it is made here.
     wasm_python: Path | None = None
+    #: A cluster whose slots are lent instead of this machine's: "dask://host:port", "ray://host:port", or "module:factory" of any executor.
+    cluster: str | None = None
     #: What programs are granted that ask for it: "network", "network:HOST:PORT", "gpu", "processes".
     grants: tuple[str, ...] = ()
     #: Folders that programs are granted that ask for them, `NAME=PATH`, or `NAME=PATH:rw` where they may write.
@@ -331,6 +333,14 @@ def _engines(value: object) -> tuple[str, ...]:
     return tuple(engine.value for engine in valid if engine in named)
 
 
+def _cluster(value: object) -> str:
+    from p2pcompute.execution.cluster.clusters import opener_of
+
+    text = _text(value)
+    opener_of(text)
+    return text
+
+
 def _grants(value: object) -> tuple[str, ...]:
     grants = grants_of(_members(value))
     if any(grant.startswith("folder:") for grant in grants):
@@ -380,6 +390,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "isolation": _one_of(ISOLATIONS_ASKED),
     "engines": _engines,
     "wasm_python": _file,
+    "cluster": _cluster,
     "grants": _grants,
     "folders": _folders,
     "instance": _whole(1, 9_999),

@@ -99,6 +99,7 @@ class Doctor:
         found += [*self._data_folder(), *self._keys(), *self._clock_finding(), *self._memberships()]
         found += [*await self._running(), *self._ports(config), *self._broadcast(config)]
         found += [*self._isolation(config), self._webassembly(config), *self._hardware()]
+        found += _engine_findings(config)
         return found
 
     # --- the program ----------------------------------------------------------------------------------------------------
@@ -341,6 +342,30 @@ class Doctor:
             yield Finding("GPU", Level.WARN, str(error))
         else:
             yield Finding("GPU", Level.OK, ", ".join(gpu.name for gpu in gpus) or "none found")
+
+
+def _engine_findings(config: PeerConfig) -> Iterator[Finding]:
+    """Whether commands are let in, and what a cluster needs here; it is not connected to."""
+    if "command" in config.engines and config.cluster is None:
+        text = "this peer runs executables of this machine for members of its network"
+        yield Finding("engine command", Level.OK, text)
+    else:
+        yield Finding(
+            "engine command", Level.OK, "not offered; to let members run executables: p2pcompute up --engine command"
+        )
+    if config.cluster is None:
+        return
+    scheme = config.cluster.partition("://")[0].partition("+")[0]
+    package = {"dask": "distributed", "ray": "ray"}.get(scheme, config.cluster.partition(":")[0])
+    try:
+        version = getattr(importlib.import_module(package), "__version__", "")
+    except Exception as error:  # the owner's own module may fail in its own way
+        advice = (
+            f"pip install 'p2pcompute[{scheme}]'" if "://" in config.cluster else "see that Python finds the module"
+        )
+        yield Finding("cluster", Level.FAIL, f"{config.cluster} needs {package}: {error}", advice)
+    else:
+        yield Finding("cluster", Level.OK, f"{config.cluster} through {package} {version}".rstrip())
 
 
 def _reach_findings(subject: str, status: Mapping[str, Any]) -> Iterator[Finding]:

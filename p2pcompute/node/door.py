@@ -1,4 +1,4 @@
-"""The four names by which Python uses the network: submit, map, map_reduce, put.
+"""The names by which Python uses the network: submit, map, map_reduce, put; command and map_command for executables.
 
 `Door` turns functions into programs and values into payloads, opens a job stream, and turns what comes back into the caller's own
 classes and exceptions. `Peer` opens streams in its own process, `RemotePeer` through the control socket of a running peer.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from p2pcompute.execution.bundle import Program
+from p2pcompute.execution.bundle import Program, program_of
+from p2pcompute.execution.engines.command_program import ENTRY, pack_command
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy, decode, encode
 from p2pcompute.jobs.submit import check_options, options_of
 from p2pcompute.model import limits
@@ -24,6 +26,7 @@ from p2pcompute.model.ids import JOB_ID_BYTES, BlobId, JobId, ProgramId, format_
 from p2pcompute.model.job import Aggregation, JobOptions, JobProgress, JobSpec, OnError, Outcome
 from p2pcompute.model.placement import Coordination
 from p2pcompute.model.seams import Entropy
+from p2pcompute.node.commands import checked_answer, command_arguments, command_options
 from p2pcompute.node.failures import job_error, task_error
 from p2pcompute.node.job_stream import JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.programs import Encoder, Programs, encoder_for, options_for
@@ -109,17 +112,21 @@ class Door(abc.ABC):
         await self._ready()
         chosen = options_for(function, options or JobOptions(), self._engine_by_default)
         program = self._programs.of({"call": function}, chosen)
+        payload = encoder_for(function, program, chosen)(args, kwargs or {})
+        return await self._call(program, _name_of(function), payload, chosen)
+
+    async def _call(self, program: Program, name: str, payload: bytes, options: JobOptions) -> Any:
+        """One call of the first entry of `program`. `payload`: its encoded arguments."""
         # A session outlives its calls: one that fails must not end the others.
-        limit_s = options.job_timeout_s if options is not None else None
+        limit_s = options.job_timeout_s
         chosen = dataclasses.replace(
-            chosen,
+            options,
             on_error=OnError.SKIP,
             job_timeout_s=None,
             # Whoever calls waits for this one call: a hop more would only delay it.
             coordination=Coordination.OFF,
         )
-        payload = encoder_for(function, program, chosen)(args, kwargs or {})
-        session = self._session(program, function, chosen)
+        session = self._session(program, name, chosen)
         try:
             async with asyncio.timeout(limit_s):
                 row = await session.run(payload)
@@ -132,11 +139,11 @@ class Door(abc.ABC):
             return await self._decode(row, program)
         raise task_error(row, session.job, session.peer_name(row), program.classes, self._pickles)
 
-    def _session(self, program: Program, function: Callable[..., Any], options: JobOptions) -> Session:
+    def _session(self, program: Program, name: str, options: JobOptions) -> Session:
         key = (program.id, options)
         session = self._sessions.pop(key, None)
         if session is None or session.closed:
-            spec = self._spec(program, _name_of(function), Aggregation.NONE, options, None)
+            spec = self._spec(program, name, Aggregation.NONE, options, None)
             session = Session(
                 lambda inputs: self._open(JobRequest(spec, program.data, program.entries), inputs), self._peer_name
             )
@@ -168,9 +175,25 @@ class Door(abc.ABC):
         chosen = options_for(function, _options(options, named_options), self._engine_by_default)
         program = self._programs.of({"map": function}, chosen)
         encoder = encoder_for(function, program, chosen)
-        reading = _Reading()
         spec = self._spec(program, name or _name_of(function), Aggregation.NONE, chosen, inputs)
-        stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, encoder, reading))
+        results = self._map(program, spec, inputs, _of_one(encoder), ordered, on_progress, on_output)
+        async with contextlib.aclosing(results):
+            async for value in results:
+                yield value
+
+    async def _map(
+        self,
+        program: Program,
+        spec: JobSpec,
+        inputs: Inputs,
+        encoded: Callable[[Any], bytes],
+        ordered: bool,
+        on_progress: Callable[[JobProgress], None] | None,
+        on_output: Callable[[Sequence[OutputRow]], None] | None,
+    ) -> AsyncGenerator[Any]:
+        """The first entry of `program` for each input; `encoded`: the payload of one."""
+        reading = _Reading()
+        stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, encoded, reading))
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         waiting: dict[int, ResultRow] = {}
         following = 0
@@ -194,6 +217,85 @@ class Door(abc.ABC):
                 raise job_error(end, program.classes, self._pickles)
         finally:
             stream.cancel()
+
+    # --- commands -------------------------------------------------------------------------------------------------------
+
+    async def command(
+        self,
+        line: Sequence[str],
+        *,
+        files: Mapping[str, Any] | None = None,
+        stdin: Any = b"",
+        out: str | Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        check: bool = True,
+        options: JobOptions | None = None,
+        **named_options: Any,
+    ) -> dict[str, Any]:
+        """Run an executable at a peer whose owner offers that: `line` is it and its words, no shell reads them.
+
+        It runs in a fresh folder with `files` in it, content (bytes, a text or a handle) by path. `./PATH` as the executable is one of them;
+        else it is the peer's own. `out`: patterns of the files to bring back, such as "*.png" or "results/"; None: all that are new. The answer is a
+        mapping: status, stdout, stderr, files by path, and dropped_bytes, where more was printed than comes back. A status other
+        than 0 raises subprocess.CalledProcessError unless `check` is False. Raises also what `submit` does.
+        """
+        await self._ready()
+        chosen = command_options(_options(options, named_options))
+        executable, words = _split(line)
+        program = self._command(executable, {}, out, environment, check, chosen)
+        payload = encode([[words, dict(files or {}), stdin], {}], classes=program.names)
+        return checked_answer(await self._call(program, executable, payload, chosen))
+
+    async def map_command(
+        self,
+        line: Sequence[str],
+        tasks: Inputs,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        out: str | Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        check: bool = True,
+        ordered: bool = True,
+        options: JobOptions | None = None,
+        on_progress: Callable[[JobProgress], None] | None = None,
+        on_output: Callable[[Sequence[OutputRow]], None] | None = None,
+        **named_options: Any,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """`command` for each of `tasks`: a mapping is its files, a list further words, a `CommandTask` both and stdin.
+
+        `files`: what all of them find; it travels once to each peer.
+        """
+        await self._ready()
+        chosen = command_options(_options(options, named_options))
+        executable, words = _split(line)
+        program = self._command(executable, files or {}, out, environment, check, chosen)
+        spec = self._spec(program, executable[: limits.TEXT_CHARS_MAX], Aggregation.NONE, chosen, tasks)
+        results = self._map(
+            program,
+            spec,
+            tasks,
+            lambda task: encode(command_arguments(words, task), classes=program.names),
+            ordered,
+            on_progress,
+            on_output,
+        )
+        async with contextlib.aclosing(results):
+            async for value in results:
+                yield checked_answer(value)
+
+    def _command(
+        self,
+        executable: str,
+        files: Mapping[str, bytes],
+        out: str | Sequence[str] | None,
+        environment: Mapping[str, str] | None,
+        check: bool,
+        options: JobOptions,
+    ) -> Program:
+        data = pack_command(
+            executable, files=files, environment=environment, out=out, check=check, demands=options.demands
+        )
+        return program_of(data, ENTRY)
 
     # --- aggregated -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +340,7 @@ class Door(abc.ABC):
         if given is not None and spec.expected_tasks is not None and len(given) != spec.expected_tasks:
             raise UsageError(f"{len(given)} weights for {spec.expected_tasks} inputs: give one weight an input")
         stream = self._open(
-            JobRequest(spec, program.data, program.entries, given), self._payloads(inputs, encoder, reading)
+            JobRequest(spec, program.data, program.entries, given), self._payloads(inputs, _of_one(encoder), reading)
         )
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         values: dict[int, Any] = {}
@@ -307,12 +409,14 @@ class Door(abc.ABC):
             expected_tasks=len(inputs) if hasattr(inputs, "__len__") else None,
         )
 
-    async def _payloads(self, inputs: Inputs, encoder: Encoder, reading: _Reading) -> AsyncIterator[Sequence[bytes]]:
+    async def _payloads(
+        self, inputs: Inputs, encoded: Callable[[Any], bytes], reading: _Reading
+    ) -> AsyncIterator[Sequence[bytes]]:
         """The encoded arguments of each input, in batches; a plain iterable is read in turns that let the loop breathe."""
         try:
             if isinstance(inputs, AsyncIterable):
                 async for value in inputs:
-                    yield [encoder((value,), {})]
+                    yield [encoded(value)]
                 return
             iterator = iter(inputs)
             loop = asyncio.get_running_loop()
@@ -321,7 +425,7 @@ class Door(abc.ABC):
                 size = 0
                 stop_at = loop.time() + 0.005
                 for value in itertools.islice(iterator, ENCODE_AT_ONCE):
-                    batch.append(encoder((value,), {}))
+                    batch.append(encoded(value))
                     size += len(batch[-1])
                     if loop.time() > stop_at or size > ENCODE_BYTES_AT_ONCE:
                         break
@@ -369,6 +473,17 @@ def _guarded(callback: Callable[[T], None] | None, stream: JobStream, reading: _
             stream.cancel()
 
     return call
+
+
+def _of_one(encoder: Encoder) -> Callable[[Any], bytes]:
+    """The payload of one positional argument."""
+    return lambda value: encoder((value,), {})
+
+
+def _split(line: Sequence[str]) -> tuple[str, list[str]]:
+    if isinstance(line, str) or not line or not all(isinstance(word, str) for word in line):
+        raise UsageError(f"the command is {line!r}: give a list of words, such as ['convert', 'in.png', 'out.jpg']")
+    return line[0], list(line[1:])
 
 
 def _name_of(function: Callable[..., Any]) -> str:

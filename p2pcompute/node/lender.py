@@ -181,6 +181,12 @@ class Lender:
         """Whether a job that `peer` sends is open here."""
         return any(sender == peer for sender, _ in self._jobs)
 
+    def set_slots(self, slots: int) -> None:
+        """Run so many tasks at a time from now on."""
+        if slots != self.slots:
+            self.slots = slots
+            self._pump.feed(lend.SlotsChanged(slots))
+
     def drain(self) -> None:
         """Give back what has not begun, and take nothing more: this peer is about to leave."""
         self._pump.feed(lend.Draining())
@@ -299,7 +305,8 @@ class Lender:
             content = self._program(ProgramId(program))
             head = head_of(content)
             lack = self.offers.lack(head)
-            missing = () if lack is not None else await self._offload.run(lambda: missing_in(head, content))
+            if lack is None:
+                lack = await self._offload.run(lambda: missing_in(head, content, is_elsewhere=self.offers.is_elsewhere))
         except (ResourceError, OSError) as error:
             # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
             self._given_up(key, job)
@@ -311,12 +318,7 @@ class Lender:
             return
         if lack is not None:
             self._forget(key)
-            self._refuse(job.channel, job.open.job, lack.reason, lack.text)
-            return
-        if missing:
-            self._forget(key)
-            first = missing[0]
-            self._refuse(job.channel, job.open.job, "module", first.text, first.module)
+            self._refuse(job.channel, job.open.job, lack.reason, lack.text, lack.module)
             return
         job.accepted = True
         self._accept(job)

@@ -157,6 +157,10 @@ class OwnRecord:
         """Engines that this peer offers."""
         self._wanted = dataclasses.replace(self._wanted, engines=engines)
 
+    def set_slots(self, slots: int, python: str = "") -> None:
+        """How many tasks this peer runs at a time, and the version of Python that runs them; empty: this one."""
+        self._wanted = dataclasses.replace(self._wanted, slots=slots, python=python or platform.python_version())
+
     def set_labels(self, labels: Sequence[str]) -> None:
         """Labels by which jobs may choose this peer."""
         self._wanted = dataclasses.replace(self._wanted, labels=tuple(dict.fromkeys(labels)))

@@ -29,6 +29,7 @@ from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
 from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel
+from p2pcompute.node.clusters import cluster_of, sample_of
 from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
 from p2pcompute.node.coordinator import Coordinator
@@ -166,6 +167,9 @@ class Peer(Door):
         self._probe = HardwareProbe(self._clock)
         capability = self._probe.sample()
         slots = capability.cores if self.config.slots is None else self.config.slots
+        self._cluster = cluster_of(self.config, self._log) if slots else None
+        if self._cluster is not None:
+            slots = 0  # until it has answered
         self.own = OwnRecord(
             Identity(
                 peer=key.peer_id,
@@ -224,8 +228,12 @@ class Peer(Door):
             offers=self._offers,
             trust=lambda: self.identity.trust,
         )
-        workshop = workshop_of(self.lender, self._clock, self.config, self._wasm.place)
-        if slots:
+        workshop = workshop_of(
+            self.lender, self._clock, self.config, self._entropy_source, self._wasm.place, self._cluster
+        )
+        if self._cluster is not None:
+            self._cluster.tells(self.lender, self.own)
+        if slots or self._cluster is not None:
             await workshop.start()
             stack.push_async_callback(workshop.stop)
         stack.callback(self.lender.stop)
@@ -245,7 +253,7 @@ class Peer(Door):
             self._supervisor,
             self,
             self._log,
-            lambda: (self._probe.sample(), self.lender.load),
+            lambda: sample_of(self._probe.sample(), self.lender.load, self._cluster),
             self._worth,
             self.config.relay,
         )

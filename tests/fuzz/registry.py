@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from p2pcompute.execution import loader, pickles, program, values, worker_protocol
-from p2pcompute.execution.engines import document, entries, wasm_binary, wasm_program
+from p2pcompute.execution.cluster import calls
+from p2pcompute.execution.engines import command_program, document, entries, wasm_binary, wasm_program
 from p2pcompute.model.errors import (
     AdmissionError,
     CorruptFileError,
@@ -393,8 +394,17 @@ DECODERS: dict[str, Decoder] = {
         values.decode_failure, ws.failures, (ProtocolError, ResultRefusedError)
     ),
     "p2pcompute.execution.engines.document.head_of": Decoder(document.head_of, ws.programs, (ProtocolError,)),
+    "p2pcompute.execution.cluster.calls.open_call": Decoder(calls.open_call, ws.cluster_calls, (ProtocolError,)),
+    "p2pcompute.execution.cluster.calls.open_answer": Decoder(calls.open_answer, ws.cluster_answers, (ProtocolError,)),
+    "p2pcompute.execution.cluster.calls.open_site": Decoder(calls.open_site, ws.cluster_sites, (ProtocolError,)),
+    "p2pcompute.execution.engines.command_program.open_command": Decoder(
+        command_program.open_command, ws.commands, (ProtocolError,)
+    ),
+    "p2pcompute.execution.engines.command_program.missing_executable": Decoder(
+        command_program.missing_executable, ws.commands, (ProtocolError,)
+    ),
     "p2pcompute.execution.engines.entries.entries_of": Decoder(
-        entries.entries_of, lambda: [*ws.programs(), *ws.wasm_programs()], (ProtocolError,)
+        entries.entries_of, lambda: [*ws.programs(), *ws.wasm_programs(), *ws.commands()], (ProtocolError,)
     ),
     "p2pcompute.execution.engines.wasm_binary.interface_of": Decoder(
         wasm_binary.interface_of, ws.wasm_modules, (ProtocolError,)
@@ -438,6 +448,13 @@ NOT_DECODERS: dict[str, str] = {
     "p2pcompute.wire.invitation.invitation_name": _OWN_KEY,
     "p2pcompute.wire.framing.message_frame": _OWN_BYTES,
     "p2pcompute.wire.framing.credit_of": "takes the payload of a frame that the reader has measured",
+    "p2pcompute.execution.cluster.clusters.opener_of": _OWN_WORD,
+    "p2pcompute.execution.cluster.remote.run": "reads with open_call, and then runs it, which is what a worker of a cluster is for",
+    "p2pcompute.execution.cluster.seats.Seat.begin": "takes a name of our own",
+    "p2pcompute.execution.cluster.remote.stop": "looks up a name",
+    "p2pcompute.execution.cluster.remote.describe": "takes nothing",
+    "p2pcompute.execution.cluster.remote.Host.stop_call": "looks up a name",
+    "p2pcompute.execution.bundle.program_of": "names bytes of our own by their digest",
     "p2pcompute.execution.worker_protocol.StatePage.mirror": "a worker's side: keeps a row of its own",
     "p2pcompute.execution.engines.wasm_binary.is_wasm": "looks at the first four bytes",
     "p2pcompute.execution.engines.wasm_program.binary_of": "takes a module that this machine's user gives",

@@ -16,10 +16,13 @@ import msgpack
 import numpy
 
 from p2pcompute.execution import program, values, worker_protocol
+from p2pcompute.execution.cluster import calls
+from p2pcompute.execution.engines import command_program
 from p2pcompute.membership.beacons import Beacon
 from p2pcompute.model.capability import Capability, Gpu
+from p2pcompute.model.engine import Demands
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, peer_id_of
-from p2pcompute.model.peer import Address, Edge, Role
+from p2pcompute.model.peer import Address, Edge, Isolation, Role
 from p2pcompute.net import control_frames
 from p2pcompute.wire import families, framing, gossip, messages, record
 from p2pcompute.wire.authority import Authority
@@ -277,6 +280,52 @@ def programs() -> list[bytes]:
         program.pack_program(body),
         program.pack_program(dataclasses.replace(body, entries=(), python_minor=(3, 11))),
     ]
+
+
+def commands() -> list[bytes]:
+    """Programs that run an executable."""
+    demands = Demands(Isolation.SANDBOX, ("folder:data",))
+    return [
+        command_program.pack_command("convert"),
+        command_program.pack_command(
+            "./tool/run.sh",
+            files={"tool/run.sh": b"#!/bin/sh\n", "data.txt": b"data"},
+            environment={"LANG": "C"},
+            out=["out.png", "results/"],
+            check=False,
+            demands=demands,
+        ),
+    ]
+
+
+def cluster_calls() -> list[bytes]:
+    """Calls of a cluster's workers."""
+    rows = ((1, 0, 2, b"arguments", None), (2, 1, 0, b"", 1.5))
+    call = calls.Call(
+        bytes(16), bytes(32), bytes(32), rows, 1 << 30, (bytes(32),), ((bytes(32), b"data"),), (bytes(32),)
+    )
+    return [calls.pack_call(call), calls.pack_call(calls.Call(bytes(16), bytes(32), bytes(32)))]
+
+
+def cluster_answers() -> list[bytes]:
+    """What they answer."""
+    failed = calls.Failed("module", "numpy", "not installed")
+    whole = calls.Answer(
+        ((1, 0, 0, 7, b"x"),),
+        ((2, 1),),
+        ((1, 0.5, "half"),),
+        ((1, 2, b"e"),),
+        (bytes(32),),
+        ((bytes(32), 9),),
+        "gone",
+        failed,
+    )
+    return [calls.pack_answer(whole), calls.pack_answer(calls.Answer())]
+
+
+def cluster_sites() -> list[bytes]:
+    """What they say of themselves."""
+    return [calls.pack_site(calls.Site("3.11.7", "0.1.0"))]
 
 
 def worker_heads() -> list[bytes]:

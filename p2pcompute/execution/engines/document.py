@@ -41,6 +41,16 @@ class ProgramHead:
     engine: Engine = Engine.PYTHON
     demands: Demands = NOTHING_DEMANDED
 
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """What holds inside the sandbox of its workers: the grants that it asks for, and what its engine cannot do without.
+
+        A command is a process that a worker starts, so it may start more: inside its own sandbox, up to `limits.COMMAND_PROCESSES_MAX`. Nobody
+        grants that one by one: who lets an engine run commands has allowed it.
+        """
+        implied = ("processes",) if self.engine is Engine.COMMAND else ()
+        return tuple(sorted({*self.demands.grants, *implied}))
+
 
 #: Of Python source that demands nothing.
 PLAIN = ProgramHead()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pcompute.execution.engines.command_program import ENTRY, open_command
 from p2pcompute.execution.engines.document import head_of
 from p2pcompute.execution.engines.wasm_program import open_wasm_program
 from p2pcompute.execution.program import program_entries
@@ -10,6 +11,10 @@ from p2pcompute.model.engine import Engine
 
 def entries_of(program: bytes) -> tuple[str, ...]:
     """The names of the entries, in their order; nothing of the program is run. Raises ProtocolError."""
-    if head_of(program).engine is Engine.WASM:
-        return tuple(name for name, _ in open_wasm_program(program).entries)
+    match head_of(program).engine:
+        case Engine.WASM:
+            return tuple(name for name, _ in open_wasm_program(program).entries)
+        case Engine.COMMAND:
+            open_command(program)
+            return (ENTRY,)
     return program_entries(program)

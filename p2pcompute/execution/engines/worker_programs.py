@@ -40,5 +40,9 @@ def load_for(engine: Engine, data: bytes | bytearray, fetch: Fetch, kept_bytes_m
             from p2pcompute.execution.engines.wasm_python_worker import WasmPythonProgram
 
             return WasmPythonProgram(data, fetch, kept_bytes_max)
+        case Engine.COMMAND:
+            from p2pcompute.execution.engines.command_worker import CommandProgram
+
+            return CommandProgram(data, fetch, kept_bytes_max)
         case _:
             raise AssertionError(f"{engine} has no place in a worker process")

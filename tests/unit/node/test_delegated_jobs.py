@@ -19,7 +19,7 @@ from p2pcompute.model.peer import Role
 from p2pcompute.node.delegations import DelegatedShare, Delegations, Refusal
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
-from p2pcompute.node.offers import Offers
+from p2pcompute.node.offers import Lacking, Offers
 from p2pcompute.node.seams import SystemClock, ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
@@ -68,14 +68,6 @@ class FakeChannel:
         return [(message.job, message.reason) for message in self.heard(JobRefuse)]
 
 
-@dataclasses.dataclass
-class Missing:
-    """A module that is not here."""
-
-    module: str
-    text: str = "not installed"
-
-
 class FakePool:
     """Workers that start when told and never end anything by themselves."""
 
@@ -118,7 +110,7 @@ def opened(
 
 
 def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any, slots: int = 4) -> None:
-    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: ())
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: None)
 
     async def main() -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
@@ -372,7 +364,7 @@ def test_a_borrower_is_known_while_a_share_is_prepared_and_no_longer(
         lender._forget_borrower(Forget(borrower_id_of(ANNA.key.peer_id, FIRST)))
         await until(lambda: channel.heard(Grant), "slots were granted", 5)
         assert channel.heard(Grant) == [Grant(4, ANNA.key.peer_id)]
-        monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: (Missing("numpy"),))
+        monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: Lacking("module", "", "numpy"))
         lender.message(channel, opened(origin=BERT, share=OTHER))
         await until(lambda: channel.refused == [(OTHER, "module")], "the program does not run here", 5)
         assert list(lender._coordinated.values()) == [(FIRST, ANNA.key.peer_id)]

@@ -68,7 +68,7 @@ def opened() -> JobOpen:
 
 
 def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
-    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: ())
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: None)
 
     async def main() -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
