@@ -21,6 +21,7 @@
     │   └── NotRunningError        no peer runs here, or it does not answer
     └── JobError                   reaches the submitter of a job
         ├── TaskFailedError        the function raised; carries the remote traceback
+        ├── CommandFailedError     a command or a container ended with another status than 0; carries it and its last words
         ├── TaskTimeoutError
         ├── WorkerDiedError        the worker processes died; carries the history of attempts
         ├── MissingModuleError     which peer lacks which module
@@ -196,6 +197,28 @@ class TaskFailedError(JobError):
         super().__init__(message, job, task)
         self.remote_traceback = remote_traceback
         self.peer = peer
+
+
+class CommandFailedError(JobError):
+    """A command, or what ran in a container, ended with a status other than 0.
+
+    `status`: that status; `stdout`, `stderr`: the last of what it wrote, as text.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        job: str = "",
+        task: int | None = None,
+        *,
+        status: int = 1,
+        stdout: str = "",
+        stderr: str = "",
+    ) -> None:
+        super().__init__(message, job, task)
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
 
 
 class TaskTimeoutError(JobError, TimeoutError):

@@ -478,6 +478,42 @@ WORKER_KILL_GRACE_S = 0.5
 #: Address space of one worker where the peer's owner set nothing, as a share of this machine's memory.
 WORKER_MEMORY_SHARE = 0.5
 
+# --- files of tasks, and containers ------------------------------------------------------------------------------------
+#: Files that go into one task, come out of it, or stand in a program: a data set of more belongs into one archive.
+TASK_FILES_MAX = 4_096
+#: Bytes of all of them together: half of what one value may have, so that an encoded result always fits.
+TASK_FILES_BYTES_MAX = 500 << 20
+#: The path of one of them: what Linux takes without a trick is 4,096, what people write is far less.
+TASK_PATH_CHARS_MAX = 1_024
+#: stdout, and stderr, that one task gives back as part of its result; of more, the beginning and the end.
+TASK_RESULT_OUTPUT_BYTES_MAX = 4 << 20
+#: Unpacked bytes for each packed one of a ZIP program: text and tables reach 20, source 5; only bombs are beyond it.
+ZIP_RATIO_MAX = 200
+#: The name of an image with its registry and digest.
+IMAGE_CHARS_MAX = 512
+#: Words of a command, and variables of its environment.
+COMMAND_WORDS_MAX = 1_024
+#: One of these words; a whole script may be one.
+COMMAND_WORD_CHARS_MAX = 65_536
+#: Processes of one container: a pool of workers on every core and room beside; a fork bomb ends here.
+CONTAINER_PROCESSES_MAX = 256
+#: What a task in a container may write to its folder, its input included: as much as may come out of it, and as much again for work.
+CONTAINER_SCRATCH_BYTES_MAX = 1 << 30
+#: `/tmp` of a container, in memory that counts as the container's own.
+CONTAINER_TMP_BYTES_MAX = 64 << 20
+#: A container engine answers a question within this, or counts as hanging.
+CONTAINER_ENGINE_TIMEOUT_S = 30.0
+#: At the start of a peer: an engine that does not answer within this is not offered.
+CONTAINER_PROBE_TIMEOUT_S = 3.0
+#: Pulling one image, all tries together: 10 GB at 50 Mbit/s.
+IMAGE_PULL_TIMEOUT_S = 1_800.0
+#: Tries of one pull: registries are away for seconds, not for minutes.
+IMAGE_PULL_TRIES = 3
+#: What a task leaves (its container, its folder) is removed so long after its end: people may look, and the next task need not wait.
+CLEANUP_DELAY_S = 5.0
+#: Ended containers that wait for this; beyond, the oldest go at once.
+CLEANUP_WAITING_MAX = 32
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 #: Blobs held in memory by one peer before they are spilled to disk.
 BLOB_MEMORY_BYTES_MAX = 256 << 20
