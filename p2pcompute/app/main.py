@@ -17,6 +17,7 @@ from p2pcompute.app import (
     jobs_commands,
     network_commands,
     peer_commands,
+    run_command,
     submit_commands,
     topology_command,
 )
@@ -87,6 +88,7 @@ for _command in (
     topology_command.topology,
     network_commands.network,
     *submit_commands.COMMANDS,
+    run_command.run,
     *jobs_commands.COMMANDS,
     doctor_command.doctor,
     demo.demo,

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from p2pcompute.execution.program import program_entries
+from p2pcompute.execution.engines.entries import program_entries
 from p2pcompute.execution.values import Handle
 from p2pcompute.jobs.submit import options_of
 from p2pcompute.model import limits

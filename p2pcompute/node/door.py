@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -107,6 +108,11 @@ class Door(abc.ABC):
         """`submit` with options."""
         await self._ready()
         program = self._program({"call": function}, options or JobOptions())
+        payload = encode([list(args), kwargs or {}], classes=program.names)
+        return await self._call(program, _name_of(function), payload, options)
+
+    async def _call(self, program: Program, name: str, payload: bytes, options: JobOptions | None) -> Any:
+        """The value of one call of `program` with encoded arguments."""
         # A session outlives its calls: one that fails must not end the others.
         limit_s = options.job_timeout_s if options is not None else None
         chosen = dataclasses.replace(
@@ -116,8 +122,7 @@ class Door(abc.ABC):
             # Whoever calls waits for this one call: a hop more would only delay it.
             coordination=Coordination.OFF,
         )
-        payload = encode([list(args), kwargs or {}], classes=program.names)
-        session = self._session(program, function, chosen)
+        session = self._session(program, name, chosen)
         try:
             async with asyncio.timeout(limit_s):
                 row = await session.run(payload)
@@ -130,11 +135,11 @@ class Door(abc.ABC):
             return await self._decode(row, program)
         raise task_error(row, session.job, session.peer_name(row), program.classes, self._pickles)
 
-    def _session(self, program: Program, function: Callable[..., Any], options: JobOptions) -> Session:
+    def _session(self, program: Program, name: str, options: JobOptions) -> Session:
         key = (program.id, options)
         session = self._sessions.pop(key, None)
         if session is None or session.closed:
-            spec = self._spec(program, _name_of(function), Aggregation.NONE, options, None)
+            spec = self._spec(program, name, Aggregation.NONE, options, None)
             session = Session(
                 lambda inputs: self._open(JobRequest(spec, program.data, program.entries), inputs), self._peer_name
             )
@@ -165,9 +170,36 @@ class Door(abc.ABC):
         await self._ready()
         chosen = _options(options, named_options)
         program = self._program({"map": function}, chosen)
+        values = self._map(
+            program,
+            name or _name_of(function),
+            inputs,
+            chosen,
+            ordered=ordered,
+            on_progress=on_progress,
+            on_output=on_output,
+        )
+        async with contextlib.aclosing(values):
+            async for value in values:
+                yield value
+
+    async def _map(
+        self,
+        program: Program,
+        name: str,
+        inputs: Inputs,
+        options: JobOptions,
+        *,
+        ordered: bool,
+        on_progress: Callable[[JobProgress], None] | None,
+        on_output: Callable[[Sequence[OutputRow]], None] | None,
+        encoded: Callable[[Any], bytes] | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """`map` of a program. `encoded`: the payload of an input; None where an input is the one positional argument."""
         reading = _Reading()
-        spec = self._spec(program, name or _name_of(function), Aggregation.NONE, chosen, inputs)
-        stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, program, reading))
+        spec = self._spec(program, name, Aggregation.NONE, options, inputs)
+        payloads = self._payloads(inputs, encoded or _one_argument(program), reading)
+        stream = self._open(JobRequest(spec, program.data, program.entries), payloads)
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         waiting: dict[int, ResultRow] = {}
         following = 0
@@ -234,7 +266,8 @@ class Door(abc.ABC):
         if given is not None and spec.expected_tasks is not None and len(given) != spec.expected_tasks:
             raise UsageError(f"{len(given)} weights for {spec.expected_tasks} inputs: give one weight an input")
         stream = self._open(
-            JobRequest(spec, program.data, program.entries, given), self._payloads(inputs, program, reading)
+            JobRequest(spec, program.data, program.entries, given),
+            self._payloads(inputs, _one_argument(program), reading),
         )
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         values: dict[int, Any] = {}
@@ -307,12 +340,14 @@ class Door(abc.ABC):
             expected_tasks=len(inputs) if hasattr(inputs, "__len__") else None,
         )
 
-    async def _payloads(self, inputs: Inputs, program: Program, reading: _Reading) -> AsyncIterator[Sequence[bytes]]:
+    async def _payloads(
+        self, inputs: Inputs, encoded: Callable[[Any], bytes], reading: _Reading
+    ) -> AsyncIterator[Sequence[bytes]]:
         """The encoded arguments of each input, in batches; a plain iterable is read in turns that let the loop breathe."""
         try:
             if isinstance(inputs, AsyncIterable):
                 async for value in inputs:
-                    yield [encode([[value], {}], classes=program.names)]
+                    yield [encoded(value)]
                 return
             iterator = iter(inputs)
             loop = asyncio.get_running_loop()
@@ -321,7 +356,7 @@ class Door(abc.ABC):
                 size = 0
                 stop_at = loop.time() + 0.005
                 for value in itertools.islice(iterator, ENCODE_AT_ONCE):
-                    batch.append(encode([[value], {}], classes=program.names))
+                    batch.append(encoded(value))
                     size += len(batch[-1])
                     if loop.time() > stop_at or size > ENCODE_BYTES_AT_ONCE:
                         break
@@ -343,6 +378,10 @@ class Door(abc.ABC):
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+
+
+def _one_argument(program: Program) -> Callable[[Any], bytes]:
+    return lambda value: encode([[value], {}], classes=program.names)
 
 
 def _named(value: Any) -> tuple[bytes, BlobId]:

@@ -68,12 +68,12 @@ class Offers:
                 return self.isolation
 
 
-def offers_of(config: PeerConfig) -> Offers:
+def offers_of(config: PeerConfig, further: Sequence[Engine] = ()) -> Offers:
     """What the peer offers, by its configuration and by what works on this machine, which is tried: blocks for a while.
 
-    Raises UsageError where workers cannot be held as well as the owner wants.
+    `further`: engines beside Python that work. Raises UsageError where workers cannot be held as well as the owner wants.
     """
-    works = (Engine.PYTHON,)
+    works = (Engine.PYTHON, *further)
     chosen = tuple(engine for engine in works if not config.engines or engine in config.engines)
     grants = grants_of((*config.grants, *(folder.grant for folder in config.folders)))
     report = sandbox_report()

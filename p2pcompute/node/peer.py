@@ -30,9 +30,9 @@ from p2pcompute.node.admission import Admission
 from p2pcompute.node.channels import LinkChannel
 from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
+from p2pcompute.node.containers import Containers
 from p2pcompute.node.coordinator import Coordinator
 from p2pcompute.node.delegating import Delegating
-from p2pcompute.node.door import Door
 from p2pcompute.node.facts import view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
@@ -46,6 +46,7 @@ from p2pcompute.node.offers import offers_of, workshop_of
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
+from p2pcompute.node.program_doors import ProgramDoors
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
@@ -98,7 +99,7 @@ _FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 Watcher = Callable[[str, PeerId, str], None]
 
 
-class Peer(Door):
+class Peer(ProgramDoors):
     """One peer in this process.
 
     `async with Peer() as peer:` joins this user's network, lends this machine's cores and takes jobs:
@@ -157,7 +158,10 @@ class Peer(Door):
         await self._supervisor.start()
         stack.push_async_callback(self._supervisor.stop)
 
-        self._offers = await self._offload.run(lambda: offers_of(self.config))
+        self._containers = await Containers.look(self.config, os.environ, self._log)
+        stack.push_async_callback(self._containers.close)
+        further = self._containers.engines(is_open=self.network.is_open)
+        self._offers = await self._offload.run(lambda: offers_of(self.config, further))
         self._probe = HardwareProbe(self._clock)
         capability = self._probe.sample()
         slots = capability.cores if self.config.slots is None else self.config.slots
@@ -220,6 +224,9 @@ class Peer(Door):
             trust=lambda: self.identity.trust,
         )
         workshop = workshop_of(self.lender, self._clock, self.config)
+        self._containers.add_to(
+            workshop, self.lender, self._clock, self.instance.folder, self.peer_id, self._supervisor
+        )
         if slots:
             await workshop.start()
             stack.push_async_callback(workshop.stop)

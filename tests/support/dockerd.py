@@ -96,7 +96,7 @@ def shared_engine(shared: Path) -> Path:
     return Path(found["socket"])
 
 
-def python_image(shared: Path, socket: Path) -> str:
+def with_python_image(shared: Path, socket: Path) -> str:
     """`PYTHON` at the engine: Debian's Python of this machine's files. Skips where there is none."""
     with _locked(shared):
         if not (shared / "python-image").exists():

@@ -155,7 +155,7 @@ class ContainerEngine:
         )
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up; as often as one likes."""
         await _closed(self._docker)
 
     async def _ask(self, what: str, call: Awaitable[T], timeout_s: float = limits.CONTAINER_ENGINE_TIMEOUT_S) -> T:

@@ -102,7 +102,7 @@ class ContainerPool:
         start_task: StartTask,
         numbers: Iterator[int] | None = None,
     ) -> None:
-        """`engine` is the pool's from now on: `stop` closes it."""
+        """`engine`: closed by whoever opened it, after `stop`."""
         self._events = events
         self._clock = clock
         self._engine = engine
@@ -153,7 +153,6 @@ class ContainerPool:
         with contextlib.suppress(ContainerEngineError):
             for container in await self._engine.labelled(self._settings.instance):
                 await self._engine.remove(container)
-        await self._engine.close()
         if folder is not None:
             await asyncio.to_thread(remove_folder, folder)
 

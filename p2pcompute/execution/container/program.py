@@ -22,6 +22,8 @@ from p2pcompute.wire.codec import Many, Maybe, Raw, Real, Row, Schema, Text, Tru
 
 #: Where a task's files lie in its container.
 FOLDER = "/work"
+#: What ZIP programs run in where they name nothing else; docs/containers has its recipe.
+PYTHON_IMAGE = "p2pcompute-python"
 #: The only entry that such a program has.
 ENTRIES = ("main",)
 #: Of this document.
@@ -53,6 +55,8 @@ class ContainerProgram:
     """
 
     version: Annotated[int, Whole(1, 255)]
+    # Without a default: what means its default is left out, and a program without an engine is Python.
+    engine: Annotated[Engine, ENGINE]
     image: Annotated[str, Text(limits.IMAGE_CHARS_MAX)]
     command: Annotated[tuple[str, ...], _WORDS] = ()
     entrypoint: Annotated[tuple[str, ...] | None, Maybe(_WORDS)] = None
@@ -67,7 +71,6 @@ class ContainerProgram:
     processes: Annotated[int | None, Maybe(Whole(1, 1 << 20))] = None
     scratch_bytes: Annotated[int | None, Maybe(Whole(0))] = None
     checks: Annotated[bool, Truth()] = True
-    engine: Annotated[Engine, ENGINE] = Engine.CONTAINER
     demands: Annotated[Demands, DEMANDS] = NOTHING_DEMANDED
     unknown: dict[str, Any] = field(default_factory=dict)
 

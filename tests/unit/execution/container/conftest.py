@@ -19,27 +19,13 @@ from p2pcompute.execution.container.program import ContainerProgram, ContainerTa
 from p2pcompute.execution.pool_types import ProgramKey, TaskEnd, TaskRun
 from p2pcompute.execution.task_result import TaskResult
 from p2pcompute.execution.values import ClassResolver, Failure, decode, decode_failure, encode
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.ids import PeerId, ProgramId
 from p2pcompute.model.job import Outcome
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.supervise import Supervisor
-from tests.support.dockerd import BUSYBOX, python_image, shared_engine
+from tests.support.dockerd import BUSYBOX
 from tests.unit.execution.pool_help import Recorder, SystemClock
-
-
-def _shared(tmp_path_factory: pytest.TempPathFactory, worker: str) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    return base if worker == "master" else base.parent
-
-
-@pytest.fixture(scope="session")
-def engine_socket(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    return shared_engine(_shared(tmp_path_factory, worker_id))
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory, worker_id: str, engine_socket: Path) -> str:
-    return python_image(_shared(tmp_path_factory, worker_id), engine_socket)
 
 
 class Bench:
@@ -53,7 +39,7 @@ class Bench:
         self._next = 0
 
     def spawn(self, image: str = BUSYBOX, *command: str, memory_bytes: int | None = None, **fields: Any) -> int:
-        program = ContainerProgram(1, image, command, **fields)
+        program = ContainerProgram(1, Engine.CONTAINER, image, command, **fields)
         return self.spawn_packed(pack_container_program(program), memory_bytes)
 
     def spawn_packed(self, data: bytes, memory_bytes: int | None = None) -> int:
@@ -110,6 +96,7 @@ def containers(engine_socket: Path, tmp_path: Path) -> MakeBench:
             yield Bench(pool, engine, seen, tmp_path / "containers")
         finally:
             await pool.stop()
+            await engine.close()
             await supervisor.stop()
 
     return made

@@ -12,7 +12,7 @@ from p2pcompute.execution.container.holding import GrantedFolder
 from p2pcompute.execution.container.program import ContainerProgram, pack_container_program
 from p2pcompute.execution.values import ClassResolver, Handle, decode_failure, encode
 from p2pcompute.model import limits
-from p2pcompute.model.engine import Demands
+from p2pcompute.model.engine import Demands, Engine
 from p2pcompute.model.errors import BlobMissingError, CommandFailedError
 from p2pcompute.model.job import Outcome
 from tests.support.dockerd import BUSYBOX
@@ -260,7 +260,7 @@ async def test_what_a_task_left_is_removed_after_the_delay(containers: MakeBench
 
 async def test_a_program_that_is_none_is_refused(containers: MakeBench) -> None:
     async with containers() as bench:
-        worker = bench.spawn_packed(pack_container_program(ContainerProgram(1, BUSYBOX))[:-3])
+        worker = bench.spawn_packed(pack_container_program(ContainerProgram(1, Engine.CONTAINER, BUSYBOX))[:-3])
         await bench.seen.until(lambda: worker in bench.seen.gone)
         assert bench.seen.failed[worker][0] == "bundle"
 
