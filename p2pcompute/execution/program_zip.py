@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +29,8 @@ EXECUTION_LOG, TASK_LOGS, TASK_STOPPED, OUTPUT = "execution_log.txt", "task_logs
 _RATIO_COUNTS_FROM_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
 _ENCRYPTED = 0x1
-#: Methods that every Python reads.
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+#: Others are rare, and one of them takes as much memory as the archive says.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 #: The date of all members that are written here: equal results are equal archives.
 _DATE = (1980, 1, 1, 0, 0, 0)
 

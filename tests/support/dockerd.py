@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,11 +99,11 @@ def shared_engine(shared: Path) -> Path:
     return Path(found["socket"])
 
 
-def with_python_image(shared: Path, socket: Path) -> str:
+def with_python_image(shared: Path, engine: Path) -> str:
     """`PYTHON` at the engine: Debian's Python of this machine's files. Skips where there is none."""
     with _locked(shared):
         if not (shared / "python-image").exists():
-            _import(socket, PYTHON, _python_tar())
+            _import(engine, PYTHON, _python_tar())
             (shared / "python-image").touch()
     return PYTHON
 
@@ -121,29 +124,48 @@ def _started(note: Path) -> None:
         [sys.executable, __file__, str(folder), str(run)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, check=True,
     )  # fmt: skip
-    socket = folder / "docker.sock"
+    engine = folder / "docker.sock"
     deadline = time.monotonic() + _START_S
     while not (problem := (folder / "problem")).exists() and time.monotonic() < deadline:
-        if socket.exists() and _docker(socket, "version").returncode == 0:
-            _import(socket, BUSYBOX, _busybox_tar())
-            note.write_text(json.dumps({"socket": str(socket)}))
+        if engine.exists() and _ask(engine, "GET", "/_ping")[0] == 200:
+            _import(engine, BUSYBOX, _busybox_tar())
+            note.write_text(json.dumps({"socket": str(engine)}))
             return
         time.sleep(0.05)
     text = problem.read_text() if problem.exists() else f"it did not answer within {_START_S:g} s"
     note.write_text(json.dumps({"problem": text}))
 
 
-def _docker(socket: Path, *words: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    path = os.pathsep.join((*_PATHS, os.environ.get("PATH", "")))
-    command = ["docker", "--host", f"unix://{socket}", *words]
-    return subprocess.run(
-        command, input=data, capture_output=True, check=False, env={**os.environ, "PATH": path}, timeout=60
-    )
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(60)
+        self.sock.connect(str(self._path))
 
 
-def _import(socket: Path, name: str, tar: bytes) -> None:
-    done = _docker(socket, "import", "-", name, data=tar)
-    assert done.returncode == 0, done.stderr.decode()
+def _ask(engine: Path, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """(status, answer) of the engine's API; (0, b"") where nobody answers."""
+    connection = _Connection(engine)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except OSError:
+        return 0, b""
+    finally:
+        connection.close()
+
+
+def _import(engine: Path, name: str, tar: bytes) -> None:
+    repository, _, tag = name.rpartition(":")
+    query = urllib.parse.urlencode({"fromSrc": "-", "repo": repository, "tag": tag})
+    status, answer = _ask(engine, "POST", f"/images/create?{query}", tar)
+    assert status == 200, answer
+    assert b'"error"' not in answer, answer
 
 
 class _Tar:

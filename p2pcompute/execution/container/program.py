@@ -180,12 +180,12 @@ class ContainerTask:
                 raise UsageError(
                     f"the content of {path!r} is {type(content).__name__}: give bytes, or what put() gave for bytes"
                 )
-        check_files({path: size_of(content) for path, content in self.files})
+        check_files({path: _size_of(content) for path, content in self.files})
         if self.limit_s is not None and not 0 < self.limit_s < 1e9:
             raise UsageError(f"limit_s is {self.limit_s!r}: give seconds above 0")
 
 
-def size_of(content: bytes | Handle) -> int:
+def _size_of(content: bytes | Handle) -> int:
     """Bytes of one file; of a handle, those of its encoded form, which is a few bytes longer."""
     return content.size_bytes if isinstance(content, Handle) else len(content)
 
