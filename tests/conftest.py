@@ -68,6 +68,14 @@ def engine_socket(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 
 @pytest.fixture(scope="session")
+def podman_socket(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The socket of this run's own podman, with the same image."""
+    from tests.support.dockerd import shared_engine
+
+    return shared_engine(_of_all_workers(tmp_path_factory, worker_id), "podman")
+
+
+@pytest.fixture(scope="session")
 def python_image(tmp_path_factory: pytest.TempPathFactory, worker_id: str, engine_socket: Path) -> str:
     """An image there with this machine's Python."""
     from tests.support.dockerd import with_python_image

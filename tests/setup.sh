@@ -2,7 +2,7 @@
 # Gets ready what tests want beyond Python packages, each where it may:
 #   - ip, tc and nft for the tests in network namespaces, and miniupnpd for their routers (installed with apt-get as root),
 #   - bubblewrap and libseccomp for the tests of the sandbox (installed with apt-get as root),
-#   - dockerd, docker and busybox for the tests of containers (installed likewise; no daemon is started here),
+#   - dockerd, podman and busybox for the tests of containers (installed likewise; no daemon is started here),
 #   - further Python versions with the product installed, for jobs whose peers run different ones (.venv-3.12 …).
 # Whatever cannot be had is named; the tests that need it skip with the same reason. Writes .test-env, which tests/conftest.py reads.
 #
@@ -57,8 +57,9 @@ command -v nft >/dev/null || missing+=(nftables)
 command -v miniupnpd >/dev/null || missing+=(miniupnpd-nftables)
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 ldconfig -p 2>/dev/null | grep -q libseccomp.so.2 || missing+=(libseccomp2)
-# The engine of the tests' own containers, which tests/support/dockerd.py starts, and what its images are made of.
+# The engines of the tests' own containers, which tests/support/dockerd.py starts, and what its images are made of.
 command -v dockerd >/dev/null || missing+=(docker.io)
+command -v podman >/dev/null || missing+=(podman)
 command -v busybox >/dev/null || missing+=(busybox-static)
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import stat
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence

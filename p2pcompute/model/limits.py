@@ -504,7 +504,7 @@ CONTAINER_TMP_BYTES_MAX = 64 << 20
 #: A container engine answers a question within this, or counts as hanging.
 CONTAINER_ENGINE_TIMEOUT_S = 30.0
 #: At the start of a peer: an engine that does not answer within this is not offered.
-CONTAINER_PROBE_TIMEOUT_S = 3.0
+CONTAINER_PROBE_TIMEOUT_S = 10.0
 #: Pulling one image, all tries together: 10 GB at 50 Mbit/s.
 IMAGE_PULL_TIMEOUT_S = 1_800.0
 #: Tries of one pull: registries are away for seconds, not for minutes.

@@ -1,4 +1,4 @@
-"""A container engine of the tests' own: one dockerd for the whole run, shared by all xdist workers, and images made of this machine's files.
+"""Container engines of the tests' own: one dockerd, and one podman, for the whole run, shared by all xdist workers; images of this machine's files.
 
 Its data, exec root and socket lie in a temporary folder. It is started by whichever test asks first, by a guard process (this file as a script)
 that ends it, by its own pid, when the run is over, however that ends. It touches no network: no bridge, no iptables.
@@ -57,7 +57,7 @@ _APPLETS = [
     "seq",
     "kill",
 ]
-BUSYBOX, PYTHON = "p2pcompute-test/busybox:1", "p2pcompute-test/python:1"
+BUSYBOX, PYTHON = "p2pcompute-test/busybox:latest", "p2pcompute-test/python:latest"
 _START_S = 30.0
 _FLAGS = [
     "--bridge=none",
@@ -71,31 +71,35 @@ _FLAGS = [
 _PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
 
-def why_not() -> str:
-    """Why no engine can be started here; empty where one can."""
+#: What to run, what it needs, and the package that has it.
+_NEEDS = {"dockerd": (("dockerd", "docker.io"),), "podman": (("podman", "podman"), ("runc", "docker.io"))}
+
+
+def why_not(kind: str) -> str:
+    """Why no engine of that kind can be started here; empty where one can."""
     if sys.platform != "linux":
         return "not on this platform: containers are Linux's"
     if os.geteuid() != 0:
-        return "dockerd is started as root only, and this is not root"
+        return "engines are started as root only, and this is not root"
     path = os.pathsep.join((os.environ.get("PATH", ""), *_PATHS))
-    for program, package in (("dockerd", "docker.io"), ("busybox", "busybox-static")):
+    for program, package in (*_NEEDS[kind], ("busybox", "busybox-static")):
         if shutil.which(program, path=path) is None:
             return f"{program} is not installed; tests/setup.sh installs {package}"
     return ""
 
 
-def shared_engine(shared: Path) -> Path:
-    """The socket of this run's dockerd, with the image `BUSYBOX`; `shared` is a folder that all workers of the run see. Skips where it cannot be."""
-    reason = why_not()
+def shared_engine(shared: Path, kind: str = "dockerd") -> Path:
+    """The socket of this run's engine, with the image `BUSYBOX`; `shared` is a folder that all workers of the run see. Skips where it cannot be."""
+    reason = why_not(kind)
     if reason:
         pytest.skip(reason)
     with _locked(shared):
-        note = shared / "dockerd.json"
+        note = shared / f"{kind}.json"
         if not note.exists():
-            _started(note)
+            _started(note, kind)
         found = json.loads(note.read_text())
     if "problem" in found:
-        pytest.skip(f"dockerd does not run here: {found['problem']}")
+        pytest.skip(f"{kind} does not run here: {found['problem']}")
     return Path(found["socket"])
 
 
@@ -115,13 +119,13 @@ def _locked(shared: Path):  # type: ignore[no-untyped-def]
         yield
 
 
-def _started(note: Path) -> None:
+def _started(note: Path, kind: str) -> None:
     # Under xdist the run is the parent of its workers.
     run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     # A socket's path has 107 characters, and pytest's folders are deep.
     folder = Path(tempfile.mkdtemp(prefix="p2pd-"))
     subprocess.run(
-        [sys.executable, __file__, str(folder), str(run)],
+        [sys.executable, __file__, str(folder), str(run), kind],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, check=True,
     )  # fmt: skip
     engine = folder / "docker.sock"
@@ -248,13 +252,28 @@ def _python_tar() -> bytes:
 # --- the guard --------------------------------------------------------------------------------------------------------
 
 
-def _guard(folder: Path, run: int) -> None:
-    """Start dockerd, and end it when the process `run` is gone."""
+def _command(folder: Path, kind: str) -> list[str]:
+    if kind == "podman":
+        places = ["--root", str(folder / "data"), "--runroot", str(folder / "run"), "--tmpdir", str(folder / "tmp")]
+        flags = ["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc"]
+        return ["podman", *places, *flags, "system", "service", "--time=0", f"unix://{folder}/docker.sock"]
+    places = [
+        "--data-root",
+        str(folder / "data"),
+        "--exec-root",
+        str(folder / "exec"),
+        "--pidfile",
+        str(folder / "pid"),
+    ]
+    return ["dockerd", *_FLAGS, *places, "--host", f"unix://{folder}/docker.sock", "--storage-driver", "overlay2"]
+
+
+def _guard(folder: Path, run: int, kind: str) -> None:
+    """Start an engine, and end it when the process `run` is gone."""
     environment = {**os.environ, "PATH": os.pathsep.join((*_PATHS, os.environ.get("PATH", "")))}
     with (folder / "log").open("wb") as log:
         daemon = subprocess.Popen(
-            ["dockerd", *_FLAGS, "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),
-             "--pidfile", str(folder / "pid"), "--host", f"unix://{folder}/docker.sock", "--storage-driver", "overlay2"],
+            _command(folder, kind),
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
     while daemon.poll() is None and _is_alive(run):
@@ -270,6 +289,10 @@ def _guard(folder: Path, run: int) -> None:
         (folder / "problem").write_text((folder / "log").read_text()[-2000:])
         while _is_alive(run):
             time.sleep(0.25)
+    if kind == "podman":
+        # It leaves its overlay mounted.
+        for mounted in (folder / "data" / "overlay", folder / "data"):
+            subprocess.run(["umount", "--lazy", str(mounted)], stderr=subprocess.DEVNULL, env=environment, check=False)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -285,4 +308,4 @@ if __name__ == "__main__":
     # Nobody's child: it outlives the worker that started it.
     if os.fork():
         os._exit(0)
-    _guard(Path(sys.argv[1]), int(sys.argv[2]))
+    _guard(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -8,6 +8,7 @@ grant of the owner's that the program demands. Nothing that a program says can n
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,13 @@ from p2pcompute.execution.container.engine import LABEL_INSTANCE, LABEL_TASK, En
 from p2pcompute.execution.container.program import FOLDER, ContainerProgram, ContainerTask
 from p2pcompute.model import limits
 
+if sys.platform != "win32":
+    import resource
+
 #: Who a task is where the peer itself is root: nobody.
 _NOBODY = 65_534
+#: What podman's service holds itself to; a container's own processes are bounded by its group.
+_PODMAN_PROCESSES = 32_768
 #: Where granted folders appear.
 FOLDERS = "/folders"
 
@@ -106,8 +112,10 @@ def container_document(
         "RestartPolicy": {"Name": "no"},
         "Mounts": [_mount(folder, FOLDER, writable=True), *_mounts(folders, grants)],
     }
-    if info.name == "podman" and info.rootless:
-        host["UsernsMode"] = "keep-id"
+    if info.name == "podman":
+        host["Ulimits"] += _processes()
+        if info.rootless:
+            host["UsernsMode"] = "keep-id"
     if "gpu" in grants:
         host["DeviceRequests"] = [{"Count": -1, "Capabilities": [["gpu"]]}]
     environment = {"HOME": FOLDER, "TMPDIR": "/tmp", **dict(program.environment), **dict(task.environment)}
@@ -129,6 +137,15 @@ def container_document(
     if program.entrypoint is not None:
         document["Entrypoint"] = list(program.entrypoint)
     return document
+
+
+def _processes() -> list[dict[str, Any]]:
+    """podman as root raises this limit as far as the kernel goes, which its service may not where its own is held lower, as in a container."""
+    if sys.platform == "win32":
+        return []
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = _PODMAN_PROCESSES if hard == resource.RLIM_INFINITY else min(hard, _PODMAN_PROCESSES)
+    return [{"Name": "nproc", "Soft": most, "Hard": most}]
 
 
 def _mounts(folders: Sequence[GrantedFolder], grants: Sequence[str]) -> list[dict[str, Any]]:

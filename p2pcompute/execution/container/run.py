@@ -42,6 +42,10 @@ _OUTPUT_PATIENCE_S = 5.0
 _KILLED, _NOT_FOUND = 128 + 9, 127
 
 
+#: How engines say that there is no such command in the image, or that it may not be executed.
+_NO_COMMAND = ("OCI runtime attempted to invoke", "exec: ", "no command specified", "No command specified")
+
+
 class _NotStartedError(ContainerEngineError):
     """The program's command cannot be run in its image: its own fault, and so anywhere."""
 
@@ -169,17 +173,16 @@ class ContainerRun:
             f"container {self.container[:12]} of image {bench.program.image} at {bench.engine.info.text}: {allowed.memory_bytes >> 20} MiB of memory, "
             f"{allowed.cpus:g} cores, {allowed.processes} processes, network {'granted' if 'network' in bench.program.demands.grants else 'none'}"
         )
-        async with bench.engine.attached(self.container) as pieces:
-            if self._stop is not None:
-                return _KILLED
-            try:
+        try:
+            async with bench.engine.attached(self.container) as pieces:
+                if self._stop is not None:
+                    return _KILLED
                 await bench.engine.start(self.container)
-            except ContainerEngineError as error:
-                # 400 and 404: there is no such program in the image, or it may not be executed.
-                if error.status in (400, 404) or "OCI" in str(error):
-                    raise _NotStartedError(str(error), error.status) from error
-                raise
-            return await self._watched(pieces, task.limit_s)
+                return await self._watched(pieces, task.limit_s)
+        except ContainerEngineError as error:
+            if any(sign in str(error) for sign in _NO_COMMAND):
+                raise _NotStartedError(str(error), error.status) from error
+            raise
 
     async def _watched(self, pieces: AsyncIterator[tuple[int, bytes]], limit_s: float | None) -> int:
         """Its status, when it has ended and everything it wrote is read."""

@@ -304,3 +304,23 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
         writer.close()
+
+
+async def test_podman_does_the_same(containers: MakeBench, podman_socket: Path) -> None:
+    async with containers(socket=podman_socket) as bench:
+        assert bench.engine.info.name == "podman"
+        result = await bench.shell(
+            "echo given; echo 1 > out/a; touch /x 2>/dev/null && echo ESCAPED; ls /sys/class/net"
+        )
+        assert result.stdout == b"given\nlo\n"
+        assert result.files == {"a": b"1\n"}
+        assert (await bench.shell("exit 3", checks=False)).status == 3
+        worker = bench.spawn(BUSYBOX, "/bin/sh", "-c", "exec tail -c 200m /dev/zero", memory_bytes=32 << 20)
+        assert (await bench.end(bench.give(worker))).outcome is Outcome.OUT_OF_MEMORY
+        worker = bench.spawn(BUSYBOX, "/bin/sh", "-c", "echo begun; sleep 600")
+        assert (await bench.end(bench.give(worker, timeout_s=1.0))).outcome is Outcome.TIMED_OUT
+        failure = await bench.failure(bench.spawn(BUSYBOX, "/bin/nothing"))
+        assert isinstance(failure.exception, CommandFailedError)
+        missing = bench.spawn("nobody/has:this", "true")
+        await bench.seen.until(lambda: missing in bench.seen.gone)
+        assert "docker pull nobody/has:this" in bench.seen.failed[missing][2]
