@@ -131,7 +131,7 @@ def _started(note: Path, kind: str) -> None:
     engine = folder / "docker.sock"
     deadline = time.monotonic() + _START_S
     while not (problem := (folder / "problem")).exists() and time.monotonic() < deadline:
-        if engine.exists() and _ask(engine, "GET", "/_ping")[0] == 200:
+        if engine.exists() and ask(engine, "GET", "/_ping")[0] == 200:
             _import(engine, BUSYBOX, _busybox_tar())
             note.write_text(json.dumps({"socket": str(engine)}))
             return
@@ -151,7 +151,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def _ask(engine: Path, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+def ask(engine: Path, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     """(status, answer) of the engine's API; (0, b"") where nobody answers."""
     connection = _Connection(engine)
     try:
@@ -167,7 +167,7 @@ def _ask(engine: Path, method: str, path: str, body: bytes | None = None) -> tup
 def _import(engine: Path, name: str, tar: bytes) -> None:
     repository, _, tag = name.rpartition(":")
     query = urllib.parse.urlencode({"fromSrc": "-", "repo": repository, "tag": tag})
-    status, answer = _ask(engine, "POST", f"/images/create?{query}", tar)
+    status, answer = ask(engine, "POST", f"/images/create?{query}", tar)
     assert status == 200, answer
     assert b'"error"' not in answer, answer
 

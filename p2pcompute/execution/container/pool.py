@@ -251,6 +251,8 @@ class ContainerPool:
         except ContainerEngineError as error:
             cause, outcome = str(error), Outcome.WORKER_DIED
         finally:
+            if self._folder is None and outcome is Outcome.RETURNED_UNRUN:
+                cause = "the peer stops"
             unfinished = [worker.current] if worker.current is not None else []
             rows = [(run.task, run.attempt) for run in (*unfinished, *worker.queue)]
             del self._workers[worker.number]
