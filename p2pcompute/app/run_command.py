@@ -17,9 +17,11 @@ import click
 from p2pcompute.app.common import Command, Settings, json_option, note, peer_option, run_async, settings_of, usage
 from p2pcompute.app.render import print_json, printable
 from p2pcompute.app.submit_commands import a_door
-from p2pcompute.model.errors import ResourceError
+from p2pcompute.model.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from p2pcompute.model.ids import JobId
+    from p2pcompute.model.job import JobProgress
     from p2pcompute.node.program_doors import TaskResult
 
 #: As coreutils' timeout: it was stopped by its limit.
@@ -32,6 +34,7 @@ class _Heard:
     """What came from the task while it ran: the result of one that is stopped here."""
 
     follow: bool
+    job: JobId | None = None
     texts: dict[int, list[str]] = field(default_factory=lambda: {1: [], 2: []})
     size: int = 0
 
@@ -43,6 +46,9 @@ class _Heard:
             if self.follow:
                 for line in row.text.splitlines():
                     note(printable(line))
+
+    def note_job(self, progress: JobProgress) -> None:
+        self.job = progress.job
 
     def bytes_of(self, stream: int) -> bytes:
         return "".join(self.texts[stream]).encode("utf-8", "replace")
@@ -131,6 +137,7 @@ async def _run(settings: Settings, words: tuple[str, ...], given: dict[str, Any]
         "limit_s": given["limit"],
         "check": False,
         "on_output": heard.take,
+        "on_progress": heard.note_job,
     }
     if given["timeout"] is not None:
         named["timeout_s"] = given["timeout"]
@@ -148,7 +155,15 @@ async def _run(settings: Settings, words: tuple[str, ...], given: dict[str, Any]
             if given["archive"] is not None:
                 _write_archive(given["archive"], _stopped_here(heard))
             raise
-    _finish(result, given)
+    kept = ""
+    if heard.job is not None:
+        from p2pcompute.node.kept_results import keep_result
+
+        try:
+            kept = await asyncio.to_thread(keep_result, settings.folders, heard.job, result)
+        except (ResourceError, UsageError) as error:
+            note(f"not kept: {error}")
+    _finish(result, given, kept)
 
 
 def _stopped_here(heard: _Heard) -> TaskResult:
@@ -157,7 +172,7 @@ def _stopped_here(heard: _Heard) -> TaskResult:
     return TaskResult(130, heard.bytes_of(1), heard.bytes_of(2), stopped="it was stopped by whoever submitted it")
 
 
-def _finish(result: TaskResult, given: dict[str, Any]) -> None:
+def _finish(result: TaskResult, given: dict[str, Any], kept: str) -> None:
     out, archive = given["out"], given["archive"]
     if out is not None:
         result.write_to(out)
@@ -173,6 +188,7 @@ def _finish(result: TaskResult, given: dict[str, Any]) -> None:
                 "files": {path: len(data) for path, data in result.files.items()},
                 "left_out": list(result.left_out),
                 "log": result.log.splitlines(),
+                "kept": kept,
             }
         )
     else:
@@ -181,7 +197,8 @@ def _finish(result: TaskResult, given: dict[str, Any]) -> None:
         sys.stderr.buffer.write(result.stderr)
         sys.stderr.buffer.flush()
         if result.files and out is None and archive is None:
-            note(f"it left {len(result.files)} files in /work/{given['outputs']}: --out DIR would write them")
+            where = f"they are in {kept} for a day" if kept else "--out DIR would write them"
+            note(f"it left {len(result.files)} files in /work/{given['outputs']}: {where}")
     for reason in result.left_out:
         note(f"not taken: {printable(reason)}")
     if result.stopped:

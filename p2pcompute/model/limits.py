@@ -514,6 +514,13 @@ CLEANUP_DELAY_S = 5.0
 #: Ended containers that wait for this; beyond, the oldest go at once.
 CLEANUP_WAITING_MAX = 32
 
+#: A result archive is kept so long: till the next day, when somebody asks what came of yesterday's task.
+ARCHIVE_KEPT_S = 86_400.0
+#: All that are kept: a few of the largest.
+ARCHIVES_BYTES_MAX = 2 << 30
+#: How often a peer looks for older ones.
+ARCHIVE_SWEEP_INTERVAL_S = 3_600.0
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 #: Blobs held in memory by one peer before they are spilled to disk.
 BLOB_MEMORY_BYTES_MAX = 256 << 20

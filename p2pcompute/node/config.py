@@ -11,6 +11,7 @@ Refuses to know what the values do; who runs a peer reads them.
 from __future__ import annotations
 
 import math
+import os
 import re
 import socket
 import tomllib
@@ -129,8 +130,10 @@ class PeerConfig:
 
     @classmethod
     def test(cls, **changes: Any) -> PeerConfig:
-        """A peer on loopback that announces nothing and takes any free port: for tests."""
-        return replace(cls(name="test", host="127.0.0.1", port=0, lan=False), **changes)
+        """A peer on loopback that announces nothing, takes any free port and leaves this machine's container engine alone: for tests."""
+        return replace(
+            cls(name="test", host="127.0.0.1", port=0, lan=False, container_socket=Path(os.devnull)), **changes
+        )
 
     @classmethod
     def lan_only(cls, **changes: Any) -> PeerConfig:

@@ -39,6 +39,7 @@ from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
 from p2pcompute.node.identity import NodeIdentity
 from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
+from p2pcompute.node.kept_results import keep_sweeping
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
@@ -305,6 +306,7 @@ class Peer(ProgramDoors):
         self._supervisor.service("offers", self.surroundings.keep_offering)
         self._supervisor.service("records", self.records.run)
         self._supervisor.service("topology", self._keep_topology)
+        self._supervisor.service("kept results", lambda: keep_sweeping(self.folders))
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
 

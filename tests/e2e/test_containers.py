@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -166,6 +167,13 @@ def test_the_command_line_runs_containers_and_programs(tmp_path: Path, engine_so
         again = here.run("run", "--image", BUSYBOX, "--out", f"{tmp_path}/o", "--", "/bin/true", check=False)
         assert again.returncode == 2
         assert "nothing was run" in again.stderr
+
+        shown = here.run("run", "--json", "--image", BUSYBOX, "--", "/bin/sh", "-c", "echo 1 > out/kept")
+        document = json.loads(shown.stdout)
+        assert (document["status"], document["files"]) == (0, {"kept": 2})
+        with zipfile.ZipFile(document["kept"]) as archive:
+            assert archive.read("output/kept") == b"1\n"
+        assert Path(document["kept"]).is_relative_to(tmp_path / "home" / "data" / "results")
 
         program, result = tmp_path / "p.zip", tmp_path / "r.zip"
         program.write_bytes(_zip(run_py="import sys, time; print(sys.argv[1:], flush=True); time.sleep(600)"))
