@@ -15,9 +15,10 @@ import psutil
 from structlog.typing import FilteringBoundLogger
 
 from p2pcompute.execution.container.engine import ContainerEngine, EngineInfo, engine_sockets
-from p2pcompute.execution.container.holding import Allowance, GrantedFolder
+from p2pcompute.execution.container.holding import Allowance
 from p2pcompute.execution.container.pool import ContainerPool, ContainerSettings
 from p2pcompute.execution.pool_types import PoolEvents
+from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.execution.workshop import Workshop
 from p2pcompute.model import limits
 from p2pcompute.model.engine import Engine

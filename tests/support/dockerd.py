@@ -274,7 +274,7 @@ def _guard(folder: Path, run: int, kind: str) -> None:
     with (folder / "log").open("wb") as log:
         daemon = subprocess.Popen(
             _command(folder, kind),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True,
         )  # fmt: skip
     while daemon.poll() is None and _is_alive(run):
         time.sleep(0.25)

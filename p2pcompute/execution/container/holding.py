@@ -16,6 +16,7 @@ from typing import Any
 
 from p2pcompute.execution.container.engine import LABEL_INSTANCE, LABEL_TASK, EngineInfo
 from p2pcompute.execution.container.program import FOLDER, ContainerProgram, ContainerTask
+from p2pcompute.execution.sandbox.grants import GrantedFolder, folder_variable
 from p2pcompute.model import limits
 
 if sys.platform != "win32":
@@ -27,15 +28,6 @@ _NOBODY = 65_534
 _PODMAN_PROCESSES = 32_768
 #: Where granted folders appear.
 FOLDERS = "/folders"
-
-
-@dataclass(frozen=True, slots=True)
-class GrantedFolder:
-    """A folder of the owner's."""
-
-    name: str
-    path: Path
-    writable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +79,7 @@ def container_document(
     """The body of the engine's "create". `image`: its id; `command`: all words; `folder`: the task's, on this machine; `name`: of the task."""
     user, group = user_of(info)
     grants = program.demands.grants
+    given = _demanded(folders, grants)
     memory = allowance.memory_bytes
     host: dict[str, Any] = {
         "ReadonlyRootfs": True,
@@ -110,7 +103,10 @@ def container_document(
         # What it writes is read from the stream; the engine would keep it on disk without end.
         "LogConfig": {"Type": "none"},
         "RestartPolicy": {"Name": "no"},
-        "Mounts": [_mount(folder, FOLDER, writable=True), *_mounts(folders, grants)],
+        "Mounts": [
+            _mount(folder, FOLDER, writable=True),
+            *(_mount(each.path, f"{FOLDERS}/{each.name}", writable=each.writable) for each in given),
+        ],
     }
     if info.name == "podman":
         host["Ulimits"] += _processes()
@@ -118,7 +114,8 @@ def container_document(
             host["UsernsMode"] = "keep-id"
     if "gpu" in grants:
         host["DeviceRequests"] = [{"Count": -1, "Capabilities": [["gpu"]]}]
-    environment = {"HOME": FOLDER, "TMPDIR": "/tmp", **dict(program.environment), **dict(task.environment)}
+    places = {folder_variable(each.name): f"{FOLDERS}/{each.name}" for each in given}
+    environment = {"HOME": FOLDER, "TMPDIR": "/tmp", **places, **dict(program.environment), **dict(task.environment)}
     document: dict[str, Any] = {
         "Image": image,
         "Cmd": list(command),
@@ -148,14 +145,14 @@ def _processes() -> list[dict[str, Any]]:
     return [{"Name": "nproc", "Soft": most, "Hard": most}]
 
 
-def _mounts(folders: Sequence[GrantedFolder], grants: Sequence[str]) -> list[dict[str, Any]]:
-    """Exactly the folders that are demanded; one that is demanded for reading is mounted so, whatever the owner would give."""
-    mounts = []
+def _demanded(folders: Sequence[GrantedFolder], grants: Sequence[str]) -> list[GrantedFolder]:
+    """Exactly the folders that are demanded; one that is demanded for reading is given so, whatever the owner would give."""
+    found = []
     for folder in folders:
         may_write = folder.writable and f"folder:{folder.name}:rw" in grants
         if may_write or f"folder:{folder.name}" in grants:
-            mounts.append(_mount(folder.path, f"{FOLDERS}/{folder.name}", writable=may_write))
-    return mounts
+            found.append(GrantedFolder(folder.name, folder.path, may_write))
+    return found
 
 
 def _mount(source: Path, target: str, *, writable: bool) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from p2pcompute.execution.container.engine import ContainerEngine, ContainerEngineError, ImageMissingError
-from p2pcompute.execution.container.holding import Allowance, GrantedFolder
+from p2pcompute.execution.container.holding import Allowance
 from p2pcompute.execution.container.program import ContainerProgram, open_container_program, open_container_task
 from p2pcompute.execution.container.run import Bench, ContainerRun, Ended, Stop, remove_folder
 from p2pcompute.execution.container.zip_start import prepared
 from p2pcompute.execution.engines.document import PLAIN, ProgramHead
 from p2pcompute.execution.pool_types import PoolEvents, ProgramKey, TaskEnd, TaskRun, WorkerInfo
+from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.execution.values import Handle, decode, encode_failure
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BlobMissingError, P2PComputeError, ProtocolError, ResourceError, UsageError

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pcompute.execution.container.engine import ContainerEngine, ContainerEngineError
-from p2pcompute.execution.container.holding import Allowance, GrantedFolder, container_document, user_of
+from p2pcompute.execution.container.holding import Allowance, container_document, user_of
 from p2pcompute.execution.container.program import ContainerProgram, ContainerTask
 from p2pcompute.execution.pool_types import TaskRun
+from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.execution.task_files import collect_files, folder_bytes, write_files
 from p2pcompute.execution.task_result import TaskResult
 from p2pcompute.execution.values import encode, encode_failure

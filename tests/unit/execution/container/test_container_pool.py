@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pcompute.execution.container.holding import GrantedFolder
 from p2pcompute.execution.container.program import ContainerProgram, pack_container_program
+from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.execution.values import ClassResolver, Handle, decode_failure, encode
 from p2pcompute.model import limits
 from p2pcompute.model.engine import Demands, Engine

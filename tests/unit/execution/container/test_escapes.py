@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from p2pcompute.execution.container.engine import EngineInfo
-from p2pcompute.execution.container.holding import Allowance, GrantedFolder, container_document
+from p2pcompute.execution.container.holding import Allowance, container_document
 from p2pcompute.execution.container.program import ContainerProgram, ContainerTask
+from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.model.engine import Demands, Engine
 from tests.unit.execution.container.conftest import MakeBench
 
