@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -192,10 +192,8 @@ def _finish(result: TaskResult, given: dict[str, Any], kept: str) -> None:
             }
         )
     else:
-        sys.stdout.buffer.write(result.stdout)
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.write(result.stderr)
-        sys.stderr.buffer.flush()
+        for stream, data in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+            _pass_on(stream, data)
         if result.files and out is None and archive is None:
             where = f"they are in {kept} for a day" if kept else "--out DIR would write them"
             note(f"it left {len(result.files)} files in /work/{given['outputs']}: {where}")
@@ -206,6 +204,16 @@ def _finish(result: TaskResult, given: dict[str, Any], kept: str) -> None:
         raise click.exceptions.Exit(EXIT_STOPPED)
     if result.status:
         raise click.exceptions.Exit(min(result.status, 255) if result.status > 0 else 1)
+
+
+def _pass_on(stream: TextIO, data: bytes) -> None:
+    """As it is into files and pipes; a terminal gets nothing from a stranger that it would obey."""
+    if stream.isatty():
+        for line in data.decode("utf-8", "replace").splitlines():
+            click.echo(printable(line.expandtabs()), file=stream)
+    else:
+        stream.buffer.write(data)
+        stream.flush()
 
 
 def _write_archive(path: Path, result: TaskResult) -> None:

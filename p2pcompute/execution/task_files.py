@@ -10,6 +10,7 @@ Refuses to know: who runs what.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -127,25 +128,30 @@ class Collected:
 _REASONS_MAX = 32
 
 
-def collect_files(folder: Path, bytes_max: int = limits.TASK_FILES_BYTES_MAX) -> Collected:
-    """Every regular file beneath `folder`, by path, in order of names; links, devices and what is too much are left out, and named.
+def collect_files(folder: Path, inside: str = "", bytes_max: int = limits.TASK_FILES_BYTES_MAX) -> Collected:
+    """Every regular file beneath `inside` in `folder`, by path from there, in order of names; what else is there is left out, and named.
 
-    `folder` itself is not followed where it is a link; one that is missing holds nothing. Raises ResourceError.
+    `folder` is the peer's own; `inside` is a path that whoever filled the folder may have made a link: none of its parts is followed. A
+    folder that is missing holds nothing. Raises ResourceError.
     """
     found = Collected()
+    parts = inside.split("/") if inside else []
     try:
         if _USES_DESCRIPTORS:
             with contextlib.ExitStack() as stack:
-                root = _opened(stack, os.open(folder, os.O_RDONLY | _FOLDER | _NO_FOLLOW))
-                _collect(root, "", found, bytes_max, 0)
-        else:
-            _collect_by_path(folder, found, bytes_max)
+                at = _opened(stack, os.open(folder, os.O_RDONLY | _FOLDER | _NO_FOLLOW))
+                for part in parts:
+                    at = _opened(stack, os.open(part, os.O_RDONLY | _FOLDER | _NO_FOLLOW, dir_fd=at))
+                _collect(at, "", found, bytes_max, 0)
+        elif not any(folder.joinpath(*parts[:end]).is_symlink() for end in range(len(parts) + 1)):
+            _collect_by_path(folder.joinpath(*parts), found, bytes_max)
     except FileNotFoundError:
         return found
-    except NotADirectoryError:
-        found.left_out.append(f"{folder.name}: it is no folder")
     except OSError as error:
-        raise ResourceError(f"cannot read what the task left in {folder}: {error.strerror or error}") from error
+        # A link where a folder should be is told as the one or the other.
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise ResourceError(f"cannot read what the task left in {folder}: {error.strerror or error}") from error
+        found.left_out.append(f"{inside or folder.name}: it is no folder")
     return found
 
 

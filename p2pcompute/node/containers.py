@@ -73,8 +73,7 @@ class Containers:
             return
         memory_bytes = self._config.memory_bytes or int(psutil.virtual_memory().total * limits.WORKER_MEMORY_SHARE)
         settings = ContainerSettings(
-            # The same at every start of this instance, and no other's on any machine that the engine serves.
-            instance=hashlib.sha256(bytes(peer) + str(folder).encode()).hexdigest()[:32],
+            instance=instance_label(peer, folder),
             allowance=Allowance(memory_bytes),
             folder=folder / "containers",
             pull=self._config.pull_images,
@@ -87,6 +86,11 @@ class Containers:
         """Hang up."""
         if self._engine is not None:
             await self._engine.close()
+
+
+def instance_label(peer: PeerId, folder: Path) -> str:
+    """Whose containers they are: the same at every start of this instance, and no other's on any machine that the engine serves."""
+    return hashlib.sha256(bytes(peer) + str(folder).encode()).hexdigest()[:32]
 
 
 async def find_engine(config: PeerConfig, environ: Mapping[str, str]) -> tuple[ContainerEngine | None, str]:

@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import io
 import json
+import subprocess
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from p2pcompute.execution.container.engine import ContainerEngine
 from p2pcompute.model.errors import CommandFailedError, NoAvailableNodesError, NoWorkersError, TaskTimeoutError
+from p2pcompute.model.ids import parse_peer_id
 from p2pcompute.node.config import PeerConfig
+from p2pcompute.node.containers import instance_label
 from p2pcompute.node.doctor import Level, container_finding
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.peer import Peer
 from tests.support.dockerd import BUSYBOX
-from tests.support.peers import linked, machine, own_ports, until
+from tests.support.peers import PeerProcess, linked, machine, own_ports, until, until_now
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -183,6 +187,38 @@ def test_the_command_line_runs_containers_and_programs(tmp_path: Path, engine_so
         assert done.stdout == "['--fast', '1']\n"
         with zipfile.ZipFile(result) as archive:
             assert set(archive.namelist()) == {"execution_log.txt", "task_logs.txt", "task_stopped.txt"}
+
+
+def test_what_a_killed_peer_ran_ends_at_its_next_start(tmp_path: Path, engine_socket: Path) -> None:
+    environ = own_ports() | {"P2PCOMPUTE_CONTAINER_SOCKET": str(engine_socket), "P2PCOMPUTE_LAN": "false"}
+
+    async def containers(label: str) -> list[str]:
+        engine = await ContainerEngine.connect([engine_socket])
+        try:
+            return await engine.labelled(label)
+        finally:
+            await engine.close()
+
+    def running(peer: PeerProcess) -> bool:
+        folder = here.home / "data" / "peers" / str(peer.number) / "containers"
+        return any(path.name == "begun" for path in folder.glob("*/begun"))
+
+    with machine(tmp_path / "home", environ=environ) as here:
+        first = here.up("holder", "--slots", "1")
+        script = "touch begun; sleep 600"
+        submitter = subprocess.Popen(
+            here.command("run", "--image", BUSYBOX, "--", "/bin/sh", "-c", script),
+            env=here.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        until_now(lambda: running(first), "the container runs")
+        status = first.ask("status")
+        label = instance_label(parse_peer_id(status["peer"]), Path(status["folder"]))
+        first.kill()
+        submitter.wait(30)
+        assert len(asyncio.run(containers(label))) == 1, "its container runs on, for nobody"
+        second = here.up("holder", "--slots", "1", "--instance", str(first.number))
+        assert asyncio.run(containers(label)) == []
+        assert not running(second)
 
 
 def test_the_doctor_says_which_engine_answers_or_what_is_missing(engine_socket: Path, tmp_path: Path) -> None:

@@ -323,8 +323,7 @@ class ContainerRun:
 
     def _result(self, status: int) -> Ended:
         """In a thread: reads the files."""
-        outputs = self.folder.joinpath(*self._bench.program.outputs.split("/"))
-        taken = collect_files(outputs)
+        taken = collect_files(self.folder, self._bench.program.outputs)
         self._note(f"took {len(taken.files)} files, {taken.bytes_total} bytes")
         if self._memory_bytes:
             self._note(
@@ -366,7 +365,9 @@ def _give(folder: Path, user: int, group: int) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove what a task left, also folders whose rights it took away."""
     for place, folders, _ in os.walk(folder):
-        for name in folders:
-            with contextlib.suppress(OSError):
-                os.chmod(os.path.join(place, name), 0o700, follow_symlinks=os.chmod not in os.supports_follow_symlinks)
+        for path in (os.path.join(place, name) for name in folders):
+            # What a link points at is none of the task's.
+            if not os.path.islink(path):
+                with contextlib.suppress(OSError):
+                    os.chmod(path, 0o700)
     shutil.rmtree(folder, ignore_errors=True)

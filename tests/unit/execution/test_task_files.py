@@ -88,6 +88,13 @@ def test_links_pipes_and_sockets_are_left_out_by_name(tmp_path: Path) -> None:
     assert sorted(found.left_out) == ["link: it is a link", "pipe: it is no ordinary file", "up: it is a link"]
     (tmp_path / "alias").symlink_to(folder)
     assert collect_files(tmp_path / "alias").files == {}
+    # Neither is a link followed that stands in the middle of the way.
+    assert collect_files(tmp_path, "out").files == {"fine": b"fine"}
+    assert collect_files(tmp_path, "alias/sub").files == {}
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").write_text("x")
+    assert collect_files(tmp_path, "out/sub").files == {"x": b"x"}
+    assert collect_files(tmp_path, "alias/sub").left_out == ["alias/sub: it is no folder"]
     assert collect_files(tmp_path / "missing").files == {}
 
 

@@ -181,6 +181,9 @@ async def test_links_and_devices_do_not_come_back(containers: MakeBench) -> None
         assert sorted(text.split(":")[0] for text in result.left_out) == ["alias", "d/root", "link", "pipe"]
         replaced = await bench.shell("rm -r out; ln -s /etc out")
         assert replaced.files == {}
+        through = await bench.shell("rm -r a; ln -s /etc a", outputs="a/ssl")
+        assert through.files == {}
+        assert through.left_out == ("a/ssl: it is no folder",)
 
 
 async def test_a_file_may_be_a_handle(containers: MakeBench) -> None:
@@ -256,6 +259,16 @@ async def test_what_a_task_left_is_removed_after_the_delay(containers: MakeBench
                 break
             await asyncio.sleep(0.01)
         assert left == ([], [])
+
+
+async def test_removing_what_a_task_left_changes_nothing_elsewhere(containers: MakeBench, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    outside.chmod(0o755)
+    async with containers() as bench:
+        await bench.shell(f"ln -s {outside} link; mkdir locked; touch locked/x; chmod 0 locked")
+    assert outside.stat().st_mode & 0o777 == 0o755
+    assert not bench.folder.exists()
 
 
 async def test_a_program_that_is_none_is_refused(containers: MakeBench) -> None:
