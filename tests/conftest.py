@@ -72,6 +72,35 @@ def wasm_python() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def engine_socket(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The socket of this run's own dockerd, with the image `dockerd.BUSYBOX`."""
+    from tests.support.dockerd import shared_engine
+
+    return shared_engine(_of_all_workers(tmp_path_factory, worker_id))
+
+
+@pytest.fixture(scope="session")
+def podman_socket(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The socket of this run's own podman, with the same image."""
+    from tests.support.dockerd import shared_engine
+
+    return shared_engine(_of_all_workers(tmp_path_factory, worker_id), "podman")
+
+
+@pytest.fixture(scope="session")
+def python_image(tmp_path_factory: pytest.TempPathFactory, worker_id: str, engine_socket: Path) -> str:
+    """An image there with this machine's Python."""
+    from tests.support.dockerd import with_python_image
+
+    return with_python_image(_of_all_workers(tmp_path_factory, worker_id), engine_socket)
+
+
+def _of_all_workers(tmp_path_factory: pytest.TempPathFactory, worker: str) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    return base if worker == "master" else base.parent
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -3,6 +3,7 @@
 #   - ip, tc and nft for the tests in network namespaces, and miniupnpd for their routers (installed with apt-get as root),
 #   - bubblewrap and libseccomp for the tests of the sandbox (installed with apt-get as root),
 #   - the WebAssembly Python, compiled for this machine (.test-engines),
+#   - dockerd, podman and busybox for the tests of containers (installed likewise; no daemon is started here),
 #   - further Python versions with the product installed, for jobs whose peers run different ones (.venv-3.12 …).
 # Whatever cannot be had is named; the tests that need it skip with the same reason. Writes .test-env, which tests/conftest.py reads.
 #
@@ -57,15 +58,24 @@ command -v nft >/dev/null || missing+=(nftables)
 command -v miniupnpd >/dev/null || missing+=(miniupnpd-nftables)
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 ldconfig -p 2>/dev/null | grep -q libseccomp.so.2 || missing+=(libseccomp2)
+# The engines of the tests' own containers, which tests/support/dockerd.py starts, and what its images are made of.
+command -v dockerd >/dev/null || missing+=(docker.io)
+command -v podman >/dev/null || missing+=(podman)
+command -v busybox >/dev/null || missing+=(busybox-static)
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "installing ${missing[*]} for the tests in namespaces"
+        echo "installing ${missing[*]} for the tests in namespaces and containers"
         export DEBIAN_FRONTEND=noninteractive
+        # No package may start a daemon on this machine: what tests need of one they start themselves.
+        if [ ! -e /usr/sbin/policy-rc.d ]; then
+            printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d
+            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        fi
         { apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
             { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; }; } >/dev/null ||
-            echo "could not install ${missing[*]}: the tests in namespaces will skip" >&2
+            echo "could not install ${missing[*]}: the tests in namespaces and containers will skip" >&2
     else
-        echo "${missing[*]} missing, and this is not root on a machine with apt-get: the tests in namespaces will skip" >&2
+        echo "${missing[*]} missing, and this is not root on a machine with apt-get: the tests in namespaces and containers will skip" >&2
     fi
 fi
 

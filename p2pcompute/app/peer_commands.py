@@ -108,6 +108,14 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
     multiple=True,
     help="Folder that programs may read, or with :rw write, where they ask for NAME; may be repeated.",
 )
+@click.option(
+    "--pull-image",
+    "pull_images",
+    metavar="NAME",
+    multiple=True,
+    help="Image that programs may have pulled, * for any letters; never (default) or always; may be repeated.",
+)
+@click.option("--container-socket", metavar="PATH", help="Socket of dockerd or podman (default: the usual places).")
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How log lines look.")
 @json_option

@@ -23,6 +23,7 @@
         ├── TaskFailedError        the function raised; carries the remote traceback
         ├── WasmTrapError          a WebAssembly module did what ends it: unreachable code, memory out of bounds, …
         │   └── OutOfFuelError     it used up the units of work that it was allowed
+        ├── CommandFailedError     a command or a container ended with another status than 0; carries it and its last words
         ├── TaskTimeoutError
         ├── WorkerDiedError        the worker processes died; carries the history of attempts
         ├── MissingModuleError     which peer lacks which module
@@ -206,6 +207,28 @@ class WasmTrapError(JobError):
 
 class OutOfFuelError(WasmTrapError):
     """A WebAssembly module used up the units of work that it was allowed: the same on every machine."""
+
+
+class CommandFailedError(JobError):
+    """A command, or what ran in a container, ended with a status other than 0.
+
+    `status`: that status; `stdout`, `stderr`: the last of what it wrote, as text.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        job: str = "",
+        task: int | None = None,
+        *,
+        status: int = 1,
+        stdout: str = "",
+        stderr: str = "",
+    ) -> None:
+        super().__init__(message, job, task)
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
 
 
 class TaskTimeoutError(JobError, TimeoutError):

@@ -516,6 +516,39 @@ CLUSTER_RETRY_LAST_S = 30.0
 #: A process on a cluster's worker that serves one program of one submitter ends after so long without a call.
 CLUSTER_IDLE_S = 60.0
 
+# --- containers ------------------------------------------------------------------------------------
+#: stdout, and stderr, that one task gives back as part of its result; of more, the beginning and the end.
+TASK_RESULT_OUTPUT_BYTES_MAX = 4 << 20
+#: Unpacked bytes for each packed one of a ZIP program: text and tables reach 20, source 5; only bombs are beyond it.
+ZIP_RATIO_MAX = 200
+#: The name of an image with its registry and digest.
+IMAGE_CHARS_MAX = 512
+#: Processes of one container: a pool of workers on every core and room beside; a fork bomb ends here.
+CONTAINER_PROCESSES_MAX = 256
+#: What a task in a container may write to its folder, its input included: as much as may come out of it, and as much again for work.
+CONTAINER_SCRATCH_BYTES_MAX = 1 << 30
+#: `/tmp` of a container, in memory that counts as the container's own.
+CONTAINER_TMP_BYTES_MAX = 64 << 20
+#: A container engine answers a question within this, or counts as hanging.
+CONTAINER_ENGINE_TIMEOUT_S = 30.0
+#: At the start of a peer: an engine that does not answer within this is not offered.
+CONTAINER_PROBE_TIMEOUT_S = 10.0
+#: Pulling one image, all tries together: 10 GB at 50 Mbit/s.
+IMAGE_PULL_TIMEOUT_S = 1_800.0
+#: Tries of one pull: registries are away for seconds, not for minutes.
+IMAGE_PULL_TRIES = 3
+#: What a task leaves (its container, its folder) is removed so long after its end: people may look, and the next task need not wait.
+CLEANUP_DELAY_S = 5.0
+#: Ended containers that wait for this; beyond, the oldest go at once.
+CLEANUP_WAITING_MAX = 32
+
+#: A result archive is kept so long: till the next day, when somebody asks what came of yesterday's task.
+ARCHIVE_KEPT_S = 86_400.0
+#: All that are kept: a few of the largest.
+ARCHIVES_BYTES_MAX = 2 << 30
+#: How often a peer looks for older ones.
+ARCHIVE_SWEEP_INTERVAL_S = 3_600.0
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 #: Blobs held in memory by one peer before they are spilled to disk.
 BLOB_MEMORY_BYTES_MAX = 256 << 20

@@ -11,6 +11,7 @@ Refuses to know what the values do; who runs a peer reads them.
 from __future__ import annotations
 
 import math
+import os
 import re
 import socket
 import tomllib
@@ -120,6 +121,10 @@ class PeerConfig:
     grants: tuple[str, ...] = ()
     #: Folders that programs are granted that ask for them, `NAME=PATH`, or `NAME=PATH:rw` where they may write.
     folders: tuple[Folder, ...] = ()
+    #: Images that may be pulled where a program needs them: names, "*" in them for any letters, "always" for all; empty or "never": none.
+    pull_images: tuple[str, ...] = ()
+    #: The socket of dockerd or podman; None: DOCKER_HOST, else the usual places.
+    container_socket: Path | None = None
     #: Number of the instance folder to use, from 1; None: the first one that no running peer uses.
     instance: int | None = None
     #: Least severe log line that is written to stderr.
@@ -129,8 +134,10 @@ class PeerConfig:
 
     @classmethod
     def test(cls, **changes: Any) -> PeerConfig:
-        """A peer on loopback that announces nothing and takes any free port: for tests."""
-        return replace(cls(name="test", host="127.0.0.1", port=0, lan=False), **changes)
+        """A peer on loopback that announces nothing, takes any free port and leaves this machine's container engine alone: for tests."""
+        return replace(
+            cls(name="test", host="127.0.0.1", port=0, lan=False, container_socket=Path(os.devnull)), **changes
+        )
 
     @classmethod
     def lan_only(cls, **changes: Any) -> PeerConfig:
@@ -362,6 +369,28 @@ def _folders(value: object) -> tuple[Folder, ...]:
     return tuple(found)
 
 
+def _images(value: object) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(_members(value)))
+    match [name.lower() for name in names]:
+        case [] | ["never"]:
+            return ()
+        case ["always"]:
+            return ("*",)
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9*?][A-Za-z0-9._/:@*?-]{0,511}", name):
+            raise ValueError(
+                f"{name!r} is no name of an image: write never, always, or names such as python:3.12-slim or ghcr.io/lab/*"
+            )
+    return names
+
+
+def _socket(value: object) -> Path:
+    place = Path(str(value).removeprefix("unix://")).expanduser()
+    if not place.is_absolute():
+        raise ValueError("write the absolute path of a Unix socket, such as /var/run/docker.sock")
+    return place
+
+
 def _one_of(valid: tuple[str, ...]) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if not isinstance(value, str) or value.lower() not in valid:
@@ -393,6 +422,8 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "cluster": _cluster,
     "grants": _grants,
     "folders": _folders,
+    "pull_images": _images,
+    "container_socket": _socket,
     "instance": _whole(1, 9_999),
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),

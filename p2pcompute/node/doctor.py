@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pcompute.model import limits
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import P2PComputeError
 from p2pcompute.model.peer import Isolation
 from p2pcompute.model.seams import Clock, Entropy
@@ -99,7 +100,7 @@ class Doctor:
         found += [*self._data_folder(), *self._keys(), *self._clock_finding(), *self._memberships()]
         found += [*await self._running(), *self._ports(config), *self._broadcast(config)]
         found += [*self._isolation(config), self._webassembly(config), *self._hardware()]
-        found += _engine_findings(config)
+        found += [await container_finding(config, self._environ), *_engine_findings(config)]
         return found
 
     # --- the program ----------------------------------------------------------------------------------------------------
@@ -366,6 +367,26 @@ def _engine_findings(config: PeerConfig) -> Iterator[Finding]:
         yield Finding("cluster", Level.FAIL, f"{config.cluster} needs {package}: {error}", advice)
     else:
         yield Finding("cluster", Level.OK, f"{config.cluster} through {package} {version}".rstrip())
+
+
+async def container_finding(config: PeerConfig, environ: Mapping[str, str]) -> Finding:
+    """Whether a container engine answers, which one, and what it or this installation lacks."""
+    from p2pcompute.node.containers import find_engine
+
+    subject = "containers"
+    if config.engines and Engine.CONTAINER not in config.engines:
+        return Finding(subject, Level.OK, "not offered (engines in the configuration)")
+    engine, problem = await find_engine(config, environ)
+    if engine is None:
+        wanted = Engine.CONTAINER in config.engines
+        text, _, advice = problem.partition(": ")
+        return Finding(subject, Level.WARN if wanted else Level.OK, f"not offered: {text}", advice)
+    await engine.close()
+    images = ", ".join(config.pull_images) or "none"
+    gpus = "can hand out GPUs" if engine.info.gpus else "hands out no GPUs"
+    return Finding(
+        subject, Level.OK, f"{engine.info.text} at {engine.socket}, {gpus}; images that may be pulled: {images}"
+    )
 
 
 def _reach_findings(subject: str, status: Mapping[str, Any]) -> Iterator[Finding]:

@@ -15,8 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from p2pcompute.execution.bundle import Program, program_of
-from p2pcompute.execution.engines.command_program import ENTRY, pack_command
+from p2pcompute.execution.bundle import Program
 from p2pcompute.execution.values import REFUSE, Handle, PicklePolicy, decode, encode
 from p2pcompute.jobs.submit import check_options, options_of
 from p2pcompute.model import limits
@@ -26,7 +25,6 @@ from p2pcompute.model.ids import JOB_ID_BYTES, BlobId, JobId, ProgramId, format_
 from p2pcompute.model.job import Aggregation, JobOptions, JobProgress, JobSpec, OnError, Outcome
 from p2pcompute.model.placement import Coordination
 from p2pcompute.model.seams import Entropy
-from p2pcompute.node.commands import checked_answer, command_arguments, command_options
 from p2pcompute.node.failures import job_error, task_error
 from p2pcompute.node.job_stream import JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.programs import Encoder, Programs, encoder_for, options_for
@@ -172,27 +170,37 @@ class Door(abc.ABC):
         read only a few thousand ahead of the results that were taken.
         """
         await self._ready()
-        chosen = options_for(function, _options(options, named_options), self._engine_by_default)
+        chosen = options_for(function, options_given(options, named_options), self._engine_by_default)
         program = self._programs.of({"map": function}, chosen)
-        encoder = encoder_for(function, program, chosen)
-        spec = self._spec(program, name or _name_of(function), Aggregation.NONE, chosen, inputs)
-        results = self._map(program, spec, inputs, _of_one(encoder), ordered, on_progress, on_output)
-        async with contextlib.aclosing(results):
-            async for value in results:
+        values = self._map(
+            program,
+            name or _name_of(function),
+            inputs,
+            chosen,
+            _of_one(encoder_for(function, program, chosen)),
+            ordered=ordered,
+            on_progress=on_progress,
+            on_output=on_output,
+        )
+        async with contextlib.aclosing(values):
+            async for value in values:
                 yield value
 
     async def _map(
         self,
         program: Program,
-        spec: JobSpec,
+        name: str,
         inputs: Inputs,
+        options: JobOptions,
         encoded: Callable[[Any], bytes],
+        *,
         ordered: bool,
         on_progress: Callable[[JobProgress], None] | None,
         on_output: Callable[[Sequence[OutputRow]], None] | None,
     ) -> AsyncGenerator[Any]:
         """The first entry of `program` for each input; `encoded`: the payload of one."""
         reading = _Reading()
+        spec = self._spec(program, name, Aggregation.NONE, options, inputs)
         stream = self._open(JobRequest(spec, program.data, program.entries), self._payloads(inputs, encoded, reading))
         stream.listen(_guarded(on_progress, stream, reading), _guarded(on_output, stream, reading))
         waiting: dict[int, ResultRow] = {}
@@ -218,85 +226,6 @@ class Door(abc.ABC):
         finally:
             stream.cancel()
 
-    # --- commands -------------------------------------------------------------------------------------------------------
-
-    async def command(
-        self,
-        line: Sequence[str],
-        *,
-        files: Mapping[str, Any] | None = None,
-        stdin: Any = b"",
-        out: str | Sequence[str] | None = None,
-        environment: Mapping[str, str] | None = None,
-        check: bool = True,
-        options: JobOptions | None = None,
-        **named_options: Any,
-    ) -> dict[str, Any]:
-        """Run an executable at a peer whose owner offers that: `line` is it and its words, no shell reads them.
-
-        It runs in a fresh folder with `files` in it, content (bytes, a text or a handle) by path. `./PATH` as the executable is one of them;
-        else it is the peer's own. `out`: patterns of the files to bring back, such as "*.png" or "results/"; None: all that are new. The answer is a
-        mapping: status, stdout, stderr, files by path, and dropped_bytes, where more was printed than comes back. A status other
-        than 0 raises subprocess.CalledProcessError unless `check` is False. Raises also what `submit` does.
-        """
-        await self._ready()
-        chosen = command_options(_options(options, named_options))
-        executable, words = _split(line)
-        program = self._command(executable, {}, out, environment, check, chosen)
-        payload = encode([[words, dict(files or {}), stdin], {}], classes=program.names)
-        return checked_answer(await self._call(program, executable, payload, chosen))
-
-    async def map_command(
-        self,
-        line: Sequence[str],
-        tasks: Inputs,
-        *,
-        files: Mapping[str, bytes] | None = None,
-        out: str | Sequence[str] | None = None,
-        environment: Mapping[str, str] | None = None,
-        check: bool = True,
-        ordered: bool = True,
-        options: JobOptions | None = None,
-        on_progress: Callable[[JobProgress], None] | None = None,
-        on_output: Callable[[Sequence[OutputRow]], None] | None = None,
-        **named_options: Any,
-    ) -> AsyncIterator[dict[str, Any]]:
-        """`command` for each of `tasks`: a mapping is its files, a list further words, a `CommandTask` both and stdin.
-
-        `files`: what all of them find; it travels once to each peer.
-        """
-        await self._ready()
-        chosen = command_options(_options(options, named_options))
-        executable, words = _split(line)
-        program = self._command(executable, files or {}, out, environment, check, chosen)
-        spec = self._spec(program, executable[: limits.TEXT_CHARS_MAX], Aggregation.NONE, chosen, tasks)
-        results = self._map(
-            program,
-            spec,
-            tasks,
-            lambda task: encode(command_arguments(words, task), classes=program.names),
-            ordered,
-            on_progress,
-            on_output,
-        )
-        async with contextlib.aclosing(results):
-            async for value in results:
-                yield checked_answer(value)
-
-    def _command(
-        self,
-        executable: str,
-        files: Mapping[str, bytes],
-        out: str | Sequence[str] | None,
-        environment: Mapping[str, str] | None,
-        check: bool,
-        options: JobOptions,
-    ) -> Program:
-        data = pack_command(
-            executable, files=files, environment=environment, out=out, check=check, demands=options.demands
-        )
-        return program_of(data, ENTRY)
-
     # --- aggregated -----------------------------------------------------------------------------------------------------
 
     async def map_reduce(
@@ -320,7 +249,7 @@ class Door(abc.ABC):
         only in workers.
         """
         await self._ready()
-        chosen = options_for(function, _options(options, named_options), self._engine_by_default)
+        chosen = options_for(function, options_given(options, named_options), self._engine_by_default)
         kind = Aggregation.parse(aggregation)
         needs_function = kind in (Aggregation.REDUCE, Aggregation.CUSTOM)
         if needs_function and reduce is None:
@@ -449,6 +378,10 @@ class Door(abc.ABC):
         self._sessions.clear()
 
 
+def _one_argument(program: Program) -> Callable[[Any], bytes]:
+    return lambda value: encode([[value], {}], classes=program.names)
+
+
 def _named(value: Any) -> tuple[bytes, BlobId]:
     data = encode(value)
     if len(data) > limits.VALUE_BYTES_MAX:
@@ -480,12 +413,6 @@ def _of_one(encoder: Encoder) -> Callable[[Any], bytes]:
     return lambda value: encoder((value,), {})
 
 
-def _split(line: Sequence[str]) -> tuple[str, list[str]]:
-    if isinstance(line, str) or not line or not all(isinstance(word, str) for word in line):
-        raise UsageError(f"the command is {line!r}: give a list of words, such as ['convert', 'in.png', 'out.jpg']")
-    return line[0], list(line[1:])
-
-
 def _name_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))[: limits.TEXT_CHARS_MAX]
 
@@ -495,7 +422,8 @@ def options_named(named: Mapping[str, object]) -> JobOptions:
     return options_of(named)
 
 
-def _options(options: JobOptions | None, named: dict[str, Any]) -> JobOptions:
+def options_given(options: JobOptions | None, named: dict[str, Any]) -> JobOptions:
+    """The options of a call that takes them whole or by name. Raises UsageError for both at once, and what `options_of` does."""
     if options is not None and named:
         raise UsageError(f"give options=… or single options ({', '.join(sorted(named))}), not both")
     return options if options is not None else options_of(named)

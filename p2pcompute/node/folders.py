@@ -82,6 +82,11 @@ class Folders:
         """The instance folders."""
         return self.data / "peers"
 
+    @property
+    def results(self) -> Path:
+        """Result archives of this user's tasks, kept for a day."""
+        return self.data / "results"
+
     def instance_folder(self, number: int) -> Path:
         """The folder of one instance; may be missing."""
         return self.peers / str(number)

@@ -75,16 +75,16 @@ class Offers:
                 return self.isolation
 
 
-def offers_of(config: PeerConfig, wasm: Sequence[Engine] = (), *, is_open: bool = False) -> Offers:
+def offers_of(config: PeerConfig, further: Sequence[Engine] = (), *, is_open: bool = False) -> Offers:
     """What the peer offers, by its configuration and by what works on this machine, which is tried: blocks for a while.
 
-    `wasm`: engines of WebAssembly that work here; `is_open`: whether anybody may submit in its network. Raises UsageError where workers
+    `further`: engines beside Python that work here; `is_open`: whether anybody may submit in its network. Raises UsageError where workers
     cannot be held as well as the owner wants.
     """
     if config.cluster is not None:
         # Its workers run Python, and have none of this machine's folders. How well they are held nobody can see from here: the owner says.
         return Offers(wanted_isolation(config) or Isolation.PROCESS, (Engine.PYTHON,), is_elsewhere=True)
-    works = (Engine.PYTHON, *wasm, *(engine for engine in _BY_NAME if engine in config.engines))
+    works = (Engine.PYTHON, *further, *(engine for engine in _BY_NAME if engine in config.engines))
     chosen = offered_engines(works, config.engines, is_open=is_open)
     grants = grants_of((*config.grants, *(folder.grant for folder in config.folders)))
     report = sandbox_report()

@@ -32,15 +32,16 @@ from p2pcompute.node.channels import LinkChannel
 from p2pcompute.node.clusters import cluster_of, sample_of
 from p2pcompute.node.community import Community
 from p2pcompute.node.config import PeerConfig, config_with, own_name
+from p2pcompute.node.containers import Containers
 from p2pcompute.node.coordinator import Coordinator
 from p2pcompute.node.delegating import Delegating
-from p2pcompute.node.door import Door
 from p2pcompute.node.facts import view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
 from p2pcompute.node.identity import NodeIdentity
 from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
+from p2pcompute.node.kept_results import keep_sweeping
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.networks import LocalNetwork, Networks
@@ -48,6 +49,7 @@ from p2pcompute.node.offers import Offers, offers_of, workshop_of
 from p2pcompute.node.origin import Origin
 from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_settings
 from p2pcompute.node.own_record import Identity, OwnRecord
+from p2pcompute.node.program_doors import ProgramDoors
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
@@ -101,7 +103,7 @@ _FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 Watcher = Callable[[str, PeerId, str], None]
 
 
-class Peer(Door):
+class Peer(ProgramDoors):
     """One peer in this process.
 
     `async with Peer() as peer:` joins this user's network, lends this machine's cores and takes jobs:
@@ -160,6 +162,8 @@ class Peer(Door):
         await self._supervisor.start()
         stack.push_async_callback(self._supervisor.stop)
 
+        self._containers = await Containers.look(self.config, os.environ, self._log)
+        stack.push_async_callback(self._containers.close)
         self._wasm = await self._offload.run(lambda: WasmEngines.look(self.folders, self.config.wasm_python))
         self._wasm.make_folder()
         self._engine_by_default = engine_by_default(is_open=self.network.is_open)
@@ -230,6 +234,9 @@ class Peer(Door):
         )
         workshop = workshop_of(
             self.lender, self._clock, self.config, self._entropy_source, self._wasm.place, self._cluster
+        )
+        self._containers.add_to(
+            workshop, self.lender, self._clock, self.instance.folder, self.peer_id, self._supervisor
         )
         if self._cluster is not None:
             self._cluster.tells(self.lender, self.own)
@@ -311,6 +318,7 @@ class Peer(Door):
         self._supervisor.service("offers", self.surroundings.keep_offering)
         self._supervisor.service("records", self.records.run)
         self._supervisor.service("topology", self._keep_topology)
+        self._supervisor.service("kept results", lambda: keep_sweeping(self.folders))
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
         wanted = offered_engines((Engine.WASM_PYTHON,), self.config.engines, is_open=self.network.is_open)
@@ -323,7 +331,10 @@ class Peer(Door):
             self._supervisor.task("wasm-python", self._offer_wasm_python())
 
     def _look_at_offers(self) -> Offers:
-        return offers_of(self.config, self._wasm.engines, is_open=self.network.is_open)
+        is_open = self.network.is_open
+        return offers_of(
+            self.config, (*self._wasm.engines, *self._containers.engines(is_open=is_open)), is_open=is_open
+        )
 
     async def _offer_wasm_python(self) -> None:
         """Make the WebAssembly Python where it is wanted and not there, then offer it."""

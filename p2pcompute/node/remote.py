@@ -15,15 +15,15 @@ from p2pcompute.model.errors import NotRunningError, P2PComputeError, UsageError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, parse_job_id
 from p2pcompute.model.job import Aggregation, JobProgress, JobState, Outcome
 from p2pcompute.net.control import ControlClient
-from p2pcompute.node.door import Door
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.logs import get_log
+from p2pcompute.node.program_doors import ProgramDoors
 from p2pcompute.node.seams import SystemClock, SystemEntropy
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.wasm_engines import engine_by_default
 
 
-class RemotePeer(Door):
+class RemotePeer(ProgramDoors):
     """The running peer behind a control socket; `RemotePeer.connect(path)` makes one. Close it, or use `async with`."""
 
     def __init__(self, client: ControlClient, supervisor: Supervisor, pickles: PicklePolicy = REFUSE) -> None:

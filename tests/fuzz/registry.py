@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from p2pcompute.execution import loader, pickles, program, values, worker_protocol
+from p2pcompute.execution import loader, pickles, program, program_zip, values, worker_protocol
 from p2pcompute.execution.cluster import calls
+from p2pcompute.execution.container import program as container_program
 from p2pcompute.execution.engines import command_program, document, entries, wasm_binary, wasm_program
 from p2pcompute.model.errors import (
     AdmissionError,
@@ -53,6 +54,7 @@ from p2pcompute.wire import (
 from p2pcompute.wire.authority import Authority
 from p2pcompute.wire.invitation import Invitation
 from p2pcompute.wire.revocation import RevocationList
+from tests.fuzz import container_samples as cs
 from tests.fuzz import datagram_samples as ds
 from tests.fuzz import dht_samples as dhs
 from tests.fuzz import relay_samples as rs
@@ -404,13 +406,27 @@ DECODERS: dict[str, Decoder] = {
         command_program.missing_executable, ws.commands, (ProtocolError,)
     ),
     "p2pcompute.execution.engines.entries.entries_of": Decoder(
-        entries.entries_of, lambda: [*ws.programs(), *ws.wasm_programs(), *ws.commands()], (ProtocolError,)
+        entries.entries_of,
+        lambda: [*ws.programs(), *ws.wasm_programs(), *ws.commands(), *cs.container_programs()],
+        (ProtocolError,),
     ),
     "p2pcompute.execution.engines.wasm_binary.interface_of": Decoder(
         wasm_binary.interface_of, ws.wasm_modules, (ProtocolError,)
     ),
     "p2pcompute.execution.engines.wasm_program.open_wasm_program": Decoder(
         wasm_program.open_wasm_program, ws.wasm_programs, (ProtocolError,)
+    ),
+    "p2pcompute.execution.container.program.open_container_program": Decoder(
+        container_program.open_container_program, cs.container_programs, (ProtocolError,)
+    ),
+    "p2pcompute.execution.container.program.open_container_task": Decoder(
+        container_program.open_container_task, cs.container_tasks, (ProtocolError, ResultRefusedError)
+    ),
+    "p2pcompute.execution.program_zip.open_program_zip": Decoder(
+        program_zip.open_program_zip, cs.zip_programs, (UsageError,)
+    ),
+    "p2pcompute.execution.program_zip.unpack_program_zip": Decoder(
+        program_zip.unpack_program_zip, cs.zip_programs, (UsageError,)
     ),
     "p2pcompute.execution.program.open_program": Decoder(program.open_program, ws.programs, (ProtocolError,)),
     "p2pcompute.execution.program.program_entries": Decoder(program.program_entries, ws.programs, (ProtocolError,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2pcompute.execution.container import program as container_program
 from p2pcompute.execution.engines.command_program import ENTRY, open_command
 from p2pcompute.execution.engines.document import head_of
 from p2pcompute.execution.engines.wasm_program import open_wasm_program
@@ -17,4 +18,7 @@ def entries_of(program: bytes) -> tuple[str, ...]:
         case Engine.COMMAND:
             open_command(program)
             return (ENTRY,)
+        case Engine.CONTAINER:
+            container_program.open_container_program(program)
+            return container_program.ENTRIES
     return program_entries(program)

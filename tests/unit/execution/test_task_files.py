@@ -1,93 +1,158 @@
-"""The files of a task: names that stay inside, what is new, patterns, links and pipes."""
+"""Files of tasks: written and collected without ever leaving their folder."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from p2pcompute.execution.engines.task_files import TaskFolder, checked_path
+from p2pcompute.execution.task_files import check_files, check_path, collect_files, folder_bytes, write_files
+from p2pcompute.execution.task_result import TaskResult
 from p2pcompute.model import limits
-from p2pcompute.model.errors import UsageError
+from p2pcompute.model.errors import ProtocolError, ResourceError, UsageError
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="not on this platform: links and pipes are Unix's")
 
 
-@pytest.mark.parametrize("path", ["a", "a.b", "a/b/c", "...", "ä ö", "-rf", "a\nb"])
-def test_a_path_within_the_folder_is_taken(path: str) -> None:
-    assert checked_path(path) == path
-
-
-@pytest.mark.parametrize("path", ["", "/a", "../a", "a/../b", "a/..", ".", "a//b", "a/", "a\\b", "a\0b", "x" * 1025, 7])
-def test_a_path_that_leads_elsewhere_is_refused(path: object) -> None:
-    with pytest.raises(UsageError):
-        checked_path(path)
-
-
-def test_what_is_new_or_changed_comes_back(tmp_path: Path) -> None:
-    folder = TaskFolder(tmp_path)
-    folder.write({"same.txt": b"abc", "changed.txt": b"abc", "deep/er/in.txt": "text"})
-    (tmp_path / "changed.txt").write_bytes(b"xyz")  # as long as before, and at once
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "out.bin").write_bytes(b"\0")
-    assert folder.collect(None) == {"changed.txt": b"xyz", "new/out.bin": b"\0"}
+@pytest.mark.parametrize("path", ["a", "a/b.txt", "..a", "a..", ".hidden/x", "ünï/ço∂e", "a b", "-x"])
+def test_ordinary_paths_are_taken(path: str) -> None:
+    assert check_path(path) == path
 
 
 @pytest.mark.parametrize(
-    ("patterns", "found"),
+    "path",
     [
-        (["*.txt"], ["a.txt"]),
-        (["**/*.txt"], ["a.txt", "b/c.txt", "b/d/e.txt"]),
-        (["b/*"], ["b/c.txt"]),
-        (["b/"], ["b/c.txt", "b/d/e.txt"]),
-        (["b/**"], ["b/c.txt", "b/d/e.txt"]),
-        (["?.[x]", "a.txt"], ["?.[x]", "a.txt"]),
-        (["a?txt", "b/c.txt"], ["a.txt", "b/c.txt"]),
-        (["*.csv"], []),
-        ([], []),
+        "",
+        "/a",
+        "..",
+        "../a",
+        "a/..",
+        "a/../b",
+        ".",
+        "./a",
+        "a//b",
+        "a/",
+        "a\\b",
+        "C:a",
+        "a\0b",
+        "a\x7f",
+        "\ud800",
+        b"a",
+        None,
+        3,
     ],
 )
-def test_patterns_are_those_of_shells(tmp_path: Path, patterns: list[str], found: list[str]) -> None:
-    folder = TaskFolder(tmp_path)
-    folder.write(dict.fromkeys(("a.txt", "b/c.txt", "b/d/e.txt", "?.[x]"), b""))
-    assert list(folder.collect(patterns)) == sorted(found)
+def test_other_paths_are_refused(path: object) -> None:
+    with pytest.raises(UsageError):
+        check_path(path)
 
 
-def test_a_file_that_was_named_and_is_missing_is_an_error(tmp_path: Path) -> None:
-    folder = TaskFolder(tmp_path)
-    (tmp_path / "out.jpeg").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no file 'out.jpg' after the task, which made out.jpeg"):
-        folder.collect(["out.jpg"])
-    assert folder.collect(["out.jpg"], insists=False) == {}
+def test_files_are_written_and_collected_again(tmp_path: Path) -> None:
+    files = {"a": b"1", "b/c/d": b"2" * 100_000, "b/e": b""}
+    write_files(tmp_path, files)
+    found = collect_files(tmp_path)
+    assert found.files == files
+    assert found.left_out == []
+    assert found.bytes_total == 100_001
 
 
-def test_links_pipes_and_what_is_behind_them_stay_there(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
+@posix
+def test_nothing_is_written_through_a_link_or_over_a_file(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
     outside.mkdir()
-    (outside / "secret").write_bytes(b"secret")
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    os.symlink(outside / "secret", inside / "link")
-    os.symlink(outside, inside / "folder")
-    os.mkfifo(inside / "pipe")
-    (inside / "plain").write_bytes(b"plain")
-    assert TaskFolder(inside).collect(None) == {"plain": b"plain"}
-    assert TaskFolder(inside).collect(["**"]) == {"plain": b"plain"}
+    folder.mkdir()
+    (folder / "link").symlink_to(outside)
+    (folder / "file").symlink_to(outside / "new")
+    (folder / "there").write_text("old")
+    for path in ("link/x", "file", "there"):
+        with pytest.raises(ResourceError, match=path.split("/")[0]):
+            write_files(folder, {path: b"evil"})
+    assert list(outside.iterdir()) == []
+    assert (folder / "there").read_text() == "old"
 
 
-def test_scripts_and_programs_may_be_executed(tmp_path: Path) -> None:
-    TaskFolder(tmp_path).write({"run.sh": b"#!/bin/sh\n", "tool": b"\x7fELF...", "data": b"data"})
-    assert [os.access(tmp_path / name, os.X_OK) for name in ("run.sh", "tool")] == [True, True]
-    assert (tmp_path / "data").stat().st_mode & 0o111 == 0
+@posix
+def test_links_pipes_and_sockets_are_left_out_by_name(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "fine").write_text("fine")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    found = collect_files(folder)
+    assert found.files == {"fine": b"fine"}
+    assert sorted(found.left_out) == ["link: it is a link", "pipe: it is no ordinary file", "up: it is a link"]
+    (tmp_path / "alias").symlink_to(folder)
+    assert collect_files(tmp_path / "alias").files == {}
+    # Neither is a link followed that stands in the middle of the way.
+    assert collect_files(tmp_path, "out").files == {"fine": b"fine"}
+    assert collect_files(tmp_path, "alias/sub").files == {}
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").write_text("x")
+    assert collect_files(tmp_path, "out/sub").files == {"x": b"x"}
+    assert collect_files(tmp_path, "alias/sub").left_out == ["alias/sub: it is no folder"]
+    assert collect_files(tmp_path / "missing").files == {}
 
 
-def test_more_than_a_task_may_give_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = TaskFolder(tmp_path)
-    (tmp_path / "a").write_bytes(bytes(100))
-    (tmp_path / "b").write_bytes(bytes(100))
-    monkeypatch.setattr(limits, "TASK_FILES_BYTES_MAX", 150)
-    with pytest.raises(ValueError, match="more than"):
-        folder.collect(None)
-    assert list(folder.collect(["a"])) == ["a"]
-    monkeypatch.setattr(limits, "TASK_FILES_MAX", 1)
-    with pytest.raises(UsageError, match="pack them"):
-        folder.write({"c": b"", "d": b""})
+def test_what_comes_back_is_bounded_in_files_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(8):
+        (tmp_path / str(number)).write_bytes(bytes(100))
+    found = collect_files(tmp_path, bytes_max=350)
+    assert list(found.files) == ["0", "1", "2"]
+    assert len(found.left_out) == 5
+    monkeypatch.setattr(limits, "TASK_FILES_MAX", 5)
+    assert len(collect_files(tmp_path).files) == 5
+
+
+def test_a_file_with_holes_counts_what_it_takes(tmp_path: Path) -> None:
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "full").write_bytes(bytes(1 << 20))
+    used, entries = folder_bytes(tmp_path, 100)
+    assert entries == 3
+    assert used < 10 << 20
+    assert collect_files(tmp_path).files.keys() == {"a/full"}
+    assert folder_bytes(tmp_path, 1)[1] == 2
+
+
+def test_a_file_cannot_be_a_folder_of_another() -> None:
+    with pytest.raises(UsageError, match="'a' is a file and a folder"):
+        check_files({"a": 1, "a/b": 1})
+
+
+def test_results_are_written_whole_into_an_empty_folder_only(tmp_path: Path) -> None:
+    result = TaskResult(0, files={"a/b": b"1", "c": b"2"})
+    result.write_to(tmp_path / "new" / "place")
+    assert (tmp_path / "new" / "place" / "a" / "b").read_bytes() == b"1"
+    with pytest.raises(UsageError, match="nothing was written"):
+        result.write_to(tmp_path / "new" / "place")
+    (tmp_path / "empty").mkdir()
+    result.write_to(tmp_path / "empty")
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["a", "c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "new"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../x": b""}},
+        {"files": {"/x": b""}},
+        {"files": {"x": "text"}},
+        {"files": {1: b""}},
+        {"files": []},
+        {"status": "0"},
+        {"status": True},
+        {"stdout": "text"},
+        {"stopped": None},
+        {"left_out": [1]},
+    ],
+)
+def test_a_result_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    assert TaskResult.from_plain(TaskResult(0).plain()) == TaskResult(0)
+    with pytest.raises(ProtocolError):
+        TaskResult.from_plain(TaskResult(0).plain() | change)
