@@ -216,9 +216,10 @@ def _clean_up(loop: SimLoop, found: list[str]) -> None:
 def _gc_by_turns() -> Iterator[None]:
     """The collector looks when the loop says so, so that finalizers run at the same turn in each run.
 
-    It looks at nothing that was there before: that may be a hundred times what a short run makes.
+    It looks at nothing that was there before: that may be a hundred times what a short run makes. A process that had frozen something
+    itself finds it frozen.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.disable()
     gc.freeze()
     try:
@@ -226,6 +227,7 @@ def _gc_by_turns() -> Iterator[None]:
     finally:
         # What is left of the run, while it is little to look at.
         gc.collect()
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()
