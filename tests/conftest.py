@@ -6,12 +6,15 @@ a part that no machine of the continuous checks can have is listed in `NEVER_IN_
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import WorkStealingScheduling
 
 from p2pcompute.model.errors import UsageError
 
@@ -27,6 +30,36 @@ settings.load_profile("default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--rewrite`: write transcripts (tests/scenarios) as they are now."""
     parser.addoption("--rewrite", action="store_true", help="write the outputs of transcripts as they are now")
+
+
+#: Tests that wait are most of the time that the suite takes, and need hardly any of a processor's: so many more of them run at a time than
+#: there are processors, up to twice as many.
+WORKERS_MORE = 4
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` means."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, cores + WORKERS_MORE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who has nothing left takes over tests of others: one may take a thousand times as long as another. What `--dist` says counts."""
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that nobody waits for one of them at the end; the others as they were."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Five thousand tests and all modules stay until the end: the collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -136,18 +136,21 @@ Scenario = Callable[[Lab], Awaitable[None]]
 
 def run(scenario: Scenario, seed: int, settings: LabSettings | None = None, *, name: str = "") -> RunReport:
     """Run `scenario` with `seed`. Raises SimFailure with the report where it fails."""
+    with _gc_by_turns():
+        return _run(scenario, seed, settings, name or getattr(scenario, "__name__", "scenario").replace("_", "-"))
+
+
+def _run(scenario: Scenario, seed: int, settings: LabSettings | None, name: str) -> RunReport:
     lab = Lab(seed, settings)
-    name = name or getattr(scenario, "__name__", "scenario").replace("_", "-")
     further: list[str] = []
     failed: BaseException | None = None
     began = time.perf_counter()
-    with _gc_by_turns():
-        try:
-            _run_in(lab, scenario, further)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            failed = error
+    try:
+        _run_in(lab, scenario, further)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        failed = error
     if failed is not None:
         raise SimFailure(name, seed, lab.now, failed, lab.trace.last(), further) from failed
     return RunReport(
@@ -211,12 +214,20 @@ def _clean_up(loop: SimLoop, found: list[str]) -> None:
 
 @contextmanager
 def _gc_by_turns() -> Iterator[None]:
-    """The collector looks when the loop says so, so that finalizers run at the same turn in each run."""
-    was_enabled = gc.isenabled()
-    gc.collect()
+    """The collector looks when the loop says so, so that finalizers run at the same turn in each run.
+
+    It looks at nothing that was there before: that may be a hundred times what a short run makes. A process that had frozen something
+    itself finds it frozen.
+    """
+    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        # What is left of the run, while it is little to look at.
+        gc.collect()
+        if not was_frozen:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()

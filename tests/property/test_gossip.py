@@ -183,7 +183,7 @@ def test_a_network_through_which_no_datagram_passes_gossips_over_its_links() -> 
     for number, member in enumerate(world.members):
         if number != 9:
             assert member.book.record(nine.key.peer) == nine.record.record
-    world.run(600)
+    world.run(300)
     assert deaths.found == {}
     world.kill(9)
     world.run(60)

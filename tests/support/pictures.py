@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from p2pcompute.model.peer import PeerView
@@ -38,11 +39,15 @@ def shape_and_view(
 
 
 def document_of(count: int, per_site: int, **settings: Any) -> dict[str, Any]:
-    """The same as a document that has been JSON on the way."""
-    document: dict[str, Any] = json.loads(
-        json.dumps(topology_document(*shape_and_view(count, per_site, **settings), "home"), allow_nan=False)
-    )
+    """The same as a document that has been JSON on the way; one of its own each time."""
+    document: dict[str, Any] = json.loads(_json_of(count, per_site, **settings))
     return document
+
+
+@cache
+def _json_of(count: int, per_site: int, **settings: Any) -> str:
+    """What two hundred peers come to takes a second to find out, and is the same each time."""
+    return json.dumps(topology_document(*shape_and_view(count, per_site, **settings), "home"), allow_nan=False)
 
 
 #: Networks that a picture must be able to show: sites, peers a site, and what is special.
