@@ -17,6 +17,7 @@ from p2pcompute.node.config import PeerConfig
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.peer import Peer
 from tests.support.dask_cluster import DaskProcesses, dask_cluster
+from tests.support.executors import descendants
 from tests.support.peers import linked, machine, own_ports, until, until_now
 from tests.unit.execution.pool_help import is_alive
 
@@ -51,14 +52,14 @@ def test_a_dask_cluster_is_one_peer_of_the_network(home: Path) -> None:
                     assert record.python.startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
                     assert record.capability is not None
                     assert (record.capability.cores, record.capability.memory_gb) == (2, 0.5)
-                    await _work(first, second, home)
+                    await _work(first, second, cluster)
                     await _lose_a_worker(first, second, cluster)
                     await _lose_the_scheduler(first, second, cluster)
 
     asyncio.run(main())
 
 
-async def _work(first: Peer, second: Peer, folder: Path) -> None:
+async def _work(first: Peer, second: Peer, cluster: DaskProcesses) -> None:
     seen: list[JobProgress] = []
     values = [x async for x in first.map(jobs_module.naps, range(24), on_progress=seen.append)]
     assert values == [x * x for x in range(24)]
@@ -68,11 +69,13 @@ async def _work(first: Peer, second: Peer, folder: Path) -> None:
     with pytest.raises(TaskTimeoutError):
         await _at_cluster(first, jobs_module.slow, 1000.0, timeout_s=0.5)
     # Cancelling kills what runs there: the slot is free at once, though the task would have slept on.
-    note = folder / "pid"
-    task = asyncio.get_running_loop().create_task(_at_cluster(first, jobs_module.noted, str(note)))
-    pid = int(await until(lambda: note.exists() and note.read_text(), "it runs"))
+    task = asyncio.get_running_loop().create_task(_at_cluster(first, jobs_module.slow, 1000.0))
+    pids = [worker.pid for worker in cluster.workers]
+    await until(lambda: any(info.running for info in second.lender.pool.workers.values()), "it is at the cluster")
+    await until(lambda: descendants(pids), "somebody runs it there")
+    runners = descendants(pids)
     task.cancel()
-    await until(lambda: not is_alive(pid), "it is stopped")
+    await until(lambda: not all(is_alive(runner) for runner in runners), "it is stopped there")
     await until(lambda: slots_of(second) == second.lender.slots == 2, "no slot is held by it")
     handle = await first.put(bytes(1000))
     assert await _at_cluster(first, jobs_module.length, handle) == 1000
