@@ -101,7 +101,7 @@ def test_files_go_in_and_come_out() -> None:
 
 def test_a_status_other_than_0_raises_unless_it_was_asked_for() -> None:
     async def body(pool: Bench) -> None:
-        line = ("-c", "echo so; echo why >&2; touch made; exit 3")
+        line = ("-c", "echo so; echo why >&2; : > made; exit 3")
         strict, lenient = spawn(pool, "sh"), spawn(pool, "sh", check=False, out=["made", "missing"])
         error = failure(await call(pool, strict, 1, *line))
         assert isinstance(error, subprocess.CalledProcessError)
@@ -111,7 +111,7 @@ def test_a_status_other_than_0_raises_unless_it_was_asked_for() -> None:
         assert (done["status"], done["files"]) == (3, {"made": b""})
         assert (await answer(pool, lenient, 3, "-c", "kill -9 $$"))["status"] == -9
         # What was promised must be there where all went well.
-        assert isinstance(failure(await call(pool, lenient, 4, "-c", "touch made")), FileNotFoundError)
+        assert isinstance(failure(await call(pool, lenient, 4, "-c", ": > made")), FileNotFoundError)
 
     run(body)
 
