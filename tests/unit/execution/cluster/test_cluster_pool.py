@@ -199,7 +199,7 @@ def test_what_is_cancelled_is_not_waited_for() -> None:
         await it.gone(worker)
         assert it.seen.outcome(1) is it.seen.outcome(2) is Outcome.CANCELLED
         # An executor cannot be told: the slot is not there for others until the task has ended by itself.
-        assert it.slots == 1
+        await eventually(lambda: it.slots == 1)
         other = it.spawn()
         assert await it.call(other, 3, "double", 3) == 6
         await eventually(lambda: it.slots == 2)
