@@ -60,12 +60,6 @@ def slow(x: float) -> float:
     return x
 
 
-def noted(path: str) -> None:
-    with open(path, "w") as file:
-        file.write(str(os.getpid()))
-    time.sleep(1000)
-
-
 def naps(x: int) -> int:
     time.sleep(0.05)
     return x * x

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from p2pcompute.node.config import PeerConfig
 from p2pcompute.node.folders import Folders
 from p2pcompute.node.peer import Peer
 from tests.support.dask_cluster import DaskProcesses, dask_cluster
+from tests.support.executors import descendants
 from tests.support.peers import linked, machine, own_ports, until, until_now
 from tests.unit.execution.pool_help import is_alive
 
@@ -51,28 +54,43 @@ def test_a_dask_cluster_is_one_peer_of_the_network(home: Path) -> None:
                     assert record.python.startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
                     assert record.capability is not None
                     assert (record.capability.cores, record.capability.memory_gb) == (2, 0.5)
-                    await _work(first, second, home)
+                    await _work(first, second, cluster)
                     await _lose_a_worker(first, second, cluster)
                     await _lose_the_scheduler(first, second, cluster)
 
     asyncio.run(main())
 
 
-async def _work(first: Peer, second: Peer, folder: Path) -> None:
+async def _while_both_work(first: Peer, then: Callable[[], object]) -> None:
+    """A job at both peers: once the cluster has done some of it, `then`, and a good deal more must come, whatever that did."""
     seen: list[JobProgress] = []
-    values = [x async for x in first.map(jobs_module.naps, range(24), on_progress=seen.append)]
-    assert values == [x * x for x in range(24)]
-    done = {first.name_of(peer): count for peer, count in seen[-1].done_by_peer}
-    assert sum(done.values()) == 24
-    assert done["two"] > 0
+    values: list[int] = []
+    stop_at: int | None = None
+    results = first.map(jobs_module.naps, range(10_000), on_progress=seen.append)
+    async with contextlib.aclosing(results):  # type: ignore[type-var]
+        async for value in results:
+            values.append(value)
+            done = {first.name_of(peer): count for peer, count in seen[-1].done_by_peer} if seen else {}
+            if stop_at is None and done.get("two", 0) > 2:
+                then()
+                stop_at = len(values) + 40
+            if len(values) == stop_at:
+                break
+    assert values == [x * x for x in range(len(values))]
+
+
+async def _work(first: Peer, second: Peer, cluster: DaskProcesses) -> None:
+    await _while_both_work(first, lambda: None)
     with pytest.raises(TaskTimeoutError):
         await _at_cluster(first, jobs_module.slow, 1000.0, timeout_s=0.5)
     # Cancelling kills what runs there: the slot is free at once, though the task would have slept on.
-    note = folder / "pid"
-    task = asyncio.get_running_loop().create_task(_at_cluster(first, jobs_module.noted, str(note)))
-    pid = int(await until(lambda: note.exists() and note.read_text(), "it runs"))
+    task = asyncio.get_running_loop().create_task(_at_cluster(first, jobs_module.slow, 1000.0))
+    pids = [worker.pid for worker in cluster.workers]
+    await until(lambda: any(info.running for info in second.lender.pool.workers.values()), "it is at the cluster")
+    await until(lambda: descendants(pids), "somebody runs it there")
+    runners = descendants(pids)
     task.cancel()
-    await until(lambda: not is_alive(pid), "it is stopped")
+    await until(lambda: not all(is_alive(runner) for runner in runners), "it is stopped there")
     await until(lambda: slots_of(second) == second.lender.slots == 2, "no slot is held by it")
     handle = await first.put(bytes(1000))
     assert await _at_cluster(first, jobs_module.length, handle) == 1000
@@ -86,12 +104,7 @@ async def _at_cluster(peer: Peer, function: Any, *args: Any, **options: Any) -> 
 
 async def _lose_a_worker(first: Peer, second: Peer, cluster: DaskProcesses) -> None:
     """In the middle of a job: Dask gives its tasks to the other, and the peer has a slot less until one comes."""
-    values: list[int] = []
-    async for value in first.map(jobs_module.naps, range(40)):
-        values.append(value)
-        if len(values) == 5:
-            cluster.workers[0].kill()
-    assert values == [x * x for x in range(40)]
+    await _while_both_work(first, cluster.workers[0].kill)
     await until(lambda: slots_of(second) == 1, "the peer has a slot less")
     cluster.start_worker()
     await until(lambda: slots_of(second) == 2, "the peer has two slots again")
@@ -100,12 +113,7 @@ async def _lose_a_worker(first: Peer, second: Peer, cluster: DaskProcesses) -> N
 async def _lose_the_scheduler(first: Peer, second: Peer, cluster: DaskProcesses) -> None:
     """The other peer does what was left, and when the cluster is back so is its work."""
     assert cluster.scheduler is not None
-    values: list[int] = []
-    async for value in first.map(jobs_module.naps, range(40)):
-        values.append(value)
-        if len(values) == 5:
-            cluster.scheduler.kill()
-    assert values == [x * x for x in range(40)]
+    await _while_both_work(first, cluster.scheduler.kill)
     await until(lambda: slots_of(second) == 0, "the peer lends nothing")
     cluster.scheduler.wait()
     for worker in cluster.workers:

@@ -75,7 +75,7 @@ def test_the_command_line_runs_commands(home: Path, tmp_path: Path) -> None:
         (tmp_path / "src" / "a.txt").write_text("a\n")
         out = tmp_path / "made"
         files = ("--file", f"word={tmp_path / 'in.txt'}", "--file", str(tmp_path / "src"))
-        line = ("sh", "-c", "cat word src/a.txt; mkdir d; cp word d/copy; touch not-wanted; echo why >&2; exit 5")
+        line = ("sh", "-c", "cat word src/a.txt; mkdir d; cp word d/copy; : > not-wanted; echo why >&2; exit 5")
         done = here.run("exec", *files, "--out", str(out), "--get", "d/", "--", *line, check=False)
         assert (done.returncode, done.stdout) == (5, "text\na\n"), done.stderr
         assert "why" in done.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
+
+import psutil
 
 
 def two_processes() -> Executor:
@@ -17,6 +20,15 @@ def two_processes() -> Executor:
 def one_process_of_four_slots() -> tuple[Executor, int]:
     """A pair, as a factory may give it; one process only, so calls follow each other."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")), 4
+
+
+def descendants(pids: Iterable[int]) -> set[int]:
+    """Every process that these have started, directly or not."""
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return found
 
 
 class ByHand(Executor):

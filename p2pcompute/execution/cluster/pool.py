@@ -86,8 +86,9 @@ class ClusterPool:
         #: What was last told.
         self._told: ClusterState | None = None
         self._seats: dict[int, Seat] = {}
-        #: Calls that nobody waits for and that still hold a slot there.
+        #: Calls that nobody waits for and that have not ended there; of these, those that could not be stopped and hold a slot.
         self._lingering: set[bytes] = set()
+        self._held: set[bytes] = set()
         #: Data behind handles, by whose it is; shared by the seats of one program.
         self._blobs: dict[ProgramKey, dict[bytes, bytes]] = {}
         self._pause_s = limits.CLUSTER_RETRY_FIRST_S
@@ -183,6 +184,7 @@ class ClusterPool:
             return
         self._close(cluster)
         self._lingering.clear()
+        self._held.clear()
         self._python = ""
         self._cause = cause
         # Before the seats go: nobody is to ask for new ones.
@@ -195,7 +197,7 @@ class ClusterPool:
         if self._cluster is None:
             state = ClusterState(0, cause=self._cause)
         else:
-            slots = max(self._capacity.slots - len(self._lingering), 0)
+            slots = max(self._capacity.slots - len(self._held), 0)
             state = ClusterState(slots, self._capacity.memory_bytes, self._python)
         if state != self._told and not self._stopped:
             self._told = state
@@ -326,6 +328,7 @@ class ClusterPool:
     ) -> None:
         if name in self._lingering:
             self._lingering.discard(name)
+            self._held.discard(name)
             self._tell()
         if seat.call != name or self._seats.get(seat.number) is not seat:
             return
@@ -424,8 +427,9 @@ class ClusterPool:
     def _interrupt(self, cluster: Cluster, future: Future[bytes], name: bytes) -> None:
         def told(done: asyncio.Future[bool]) -> None:
             # Where it could not be stopped it goes on to its end: no more can be done.
-            if not done.cancelled():
-                done.exception()
+            if not done.cancelled() and (done.exception() is not None or not done.result()) and name in self._lingering:
+                self._held.add(name)
+                self._tell()
 
         self._chore(lambda: cluster.interrupt(future, name), told)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import posixpath
 import selectors
 import shutil
 import signal
@@ -84,7 +85,8 @@ class CommandProgram:
         for name in ("files", "tmp"):
             (place / name).mkdir(mode=0o700)
         folder = TaskFolder(place / "files")
-        folder.write({**dict(self._body.files), **files})
+        shipped = posixpath.normpath(self._body.executable) if self._body.is_shipped else ""
+        folder.write({**dict(self._body.files), **files}, shipped)
         line = [self._executable(folder.root), *words]
         try:
             process = subprocess.Popen(
@@ -120,7 +122,6 @@ class CommandProgram:
         path = folder / named
         if not path.is_file():
             raise FileNotFoundError(f"the executable {named!r} is not among the files of the command or of this task")
-        path.chmod(0o700)
         return str(path)
 
 

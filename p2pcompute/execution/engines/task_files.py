@@ -10,7 +10,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +39,6 @@ def checked_pattern(text: object) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """By which a file is known to be as it was written."""
-
-    inode: int
-    modified_ns: int
-    size_bytes: int
-
-    @classmethod
-    def of(cls, seen: os.stat_result) -> _Mark:
-        return cls(seen.st_ino, seen.st_mtime_ns, seen.st_size)
-
-
 class TaskFolder:
     """A fresh folder with the files of one task in it."""
 
@@ -60,23 +46,23 @@ class TaskFolder:
         """`root`: is there, empty, and nobody else's."""
         self.root = root
         #: What was written here, by path.
-        self._given: dict[str, _Mark] = {}
+        self._given: dict[str, bytes] = {}
 
-    def write(self, files: Mapping[str, Any]) -> None:
-        """Write `files`, bytes or texts by path; a script or program may be executed. Raises UsageError, TypeError, OSError."""
+    def write(self, files: Mapping[str, Any], executable: str = "") -> None:
+        """Write `files`, bytes or texts by path; scripts, programs and `executable` may be executed. Raises UsageError, TypeError, OSError."""
         if len(files) > limits.TASK_FILES_MAX:
             raise UsageError(f"{len(files)} files: {limits.TASK_FILES_MAX} at most, so pack them into one")
         for name, content in files.items():
             path = self.root.joinpath(*checked_path(name).split("/"))
-            data = content.encode() if isinstance(content, str) else content
-            if not isinstance(data, (bytes, bytearray, memoryview)):
+            if not isinstance(content, (bytes, bytearray, memoryview, str)):
                 raise TypeError(f"the content of {name!r} is of type {type(content).__name__}: give bytes or a text")
+            data = content.encode() if isinstance(content, str) else bytes(content)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            # Its time a little back: what a command writes in the same tick of the clock, at the same size, is seen as new.
-            path.chmod(0o700 if bytes(data[:4]).startswith(_EXECUTABLE) else 0o600)
-            os.utime(path, ns=(0, path.stat().st_mtime_ns - 1_000_000))
-            self._given[name] = _Mark.of(path.stat())
+            # With its rights from the start: a confined worker may not change them.
+            mode = 0o700 if name == executable or data.startswith(_EXECUTABLE) else 0o600
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+                file.write(data)
+            self._given[name] = data
 
     def collect(self, patterns: Sequence[str] | None, *, insists: bool = True) -> dict[str, bytes]:
         """The files that match one of `patterns`, by path, sorted; None: all that are new or changed since `write`.
@@ -87,25 +73,33 @@ class TaskFolder:
         found: dict[str, bytes] = {}
         seen: list[str] = []
         size = 0
-        for path, folder, name, mark in self._regular():
+        for path, folder, name, size_bytes in self._regular():
             seen.append(path)
-            if self._given.get(path) == mark if wanted is None else not any(regex.fullmatch(path) for regex in wanted):
+            if wanted is None:
+                if path in self._given and self._is_as_given(path, folder, name, size_bytes):
+                    continue
+            elif not any(regex.fullmatch(path) for regex in wanted):
                 continue
-            size += mark.size_bytes
+            size += size_bytes
             if len(found) >= limits.TASK_FILES_MAX or size > limits.TASK_FILES_BYTES_MAX:
                 raise ValueError(
                     f"the task made more than {limits.TASK_FILES_MAX} files or {limits.TASK_FILES_BYTES_MAX >> 20} MiB "
                     "that were asked for: ask for fewer, or pack them"
                 )
-            found[path] = _read(folder, name, mark.size_bytes)
+            found[path] = _read(folder, name, size_bytes)
         for pattern in patterns or ():
             if insists and not _has_wildcards(pattern) and pattern not in found:
                 made = ", ".join(sorted(set(seen) - set(self._given))[:10]) or "no file"
                 raise FileNotFoundError(f"there is no file {pattern!r} after the task, which made {made}")
         return dict(sorted(found.items()))
 
-    def _regular(self) -> Iterator[tuple[str, int, str, _Mark]]:
-        """(path, its folder's descriptor, name, mark) of every regular file."""
+    def _is_as_given(self, path: str, folder: int, name: str, size_bytes: int) -> bool:
+        # By content: times are too coarse for what is written at once, and a command may set them.
+        given = self._given[path]
+        return size_bytes == len(given) and _read(folder, name, size_bytes) == given
+
+    def _regular(self) -> Iterator[tuple[str, int, str, int]]:
+        """(path, its folder's descriptor, name, bytes) of every regular file."""
         for place, folders, names, descriptor in os.fwalk(self.root, follow_symlinks=False):
             folders.sort()
             for name in sorted(names):
@@ -116,7 +110,7 @@ class TaskFolder:
                 except UnicodeEncodeError:
                     continue  # a name that is no text cannot be told to anybody
                 if stat.S_ISREG(seen.st_mode) and len(path) <= limits.TASK_PATH_CHARS_MAX:
-                    yield path, descriptor, name, _Mark.of(seen)
+                    yield path, descriptor, name, seen.st_size
 
 
 def _read(folder: int, name: str, size_bytes: int) -> bytes:

@@ -33,13 +33,9 @@ import os, time
 SEEN = []
 def double(x): return 2 * x
 def seen(x): SEEN.append(x); return SEEN
-def where(): return os.getpid(), os.getppid()
 def fail(x): raise ValueError(f"no {x}")
 def say(x): print("said", x); return x
 def die(): os._exit(3)
-def hold(note):
-    with open(note, "w") as file: file.write(str(os.getpid()))
-    while os.path.exists(note): time.sleep(0.01)
 def nap(seconds): time.sleep(seconds)
 def length(x): return len(x)
 """
@@ -193,25 +189,27 @@ def test_a_program_that_does_not_load_there_says_why() -> None:
     run(body)
 
 
-def test_what_is_cancelled_is_not_waited_for(tmp_path: Any) -> None:
-    note = tmp_path / "pid"
-
+def test_what_is_cancelled_is_not_waited_for() -> None:
     async def body(it: Bench) -> None:
         worker = it.spawn()
         await it.seen.until(lambda: worker in it.seen.ready)
-        it.pool.run(worker, [it.task(1, "hold", str(note)), it.task(2, "double", 2)])
-        await eventually(note.exists)
+        it.pool.run(worker, [it.task(1, "nap", 1000, timeout_s=3), it.task(2, "double", 2)])
+        await eventually(lambda: is_begun(it, worker))
         it.pool.cancel(worker, [(1, 0), (2, 0)])
         await it.gone(worker)
         assert it.seen.outcome(1) is it.seen.outcome(2) is Outcome.CANCELLED
         # An executor cannot be told: the slot is not there for others until the task has ended by itself.
-        assert it.slots == 1
+        await eventually(lambda: it.slots == 1)
         other = it.spawn()
         assert await it.call(other, 3, "double", 3) == 6
-        note.unlink()
         await eventually(lambda: it.slots == 2)
 
     run(body)
+
+
+def is_begun(it: Bench, worker: int) -> bool:
+    future = it.pool._seats[worker].future
+    return future is not None and future.running()
 
 
 def test_a_process_of_the_cluster_that_dies_takes_its_task_and_is_replaced() -> None:
@@ -225,15 +223,18 @@ def test_a_process_of_the_cluster_that_dies_takes_its_task_and_is_replaced() -> 
 
     async def body(it: Bench) -> None:
         worker = it.spawn()
-        runner, process = await it.call(worker, 1, "where")
-        assert process in made[0]._processes
+        await it.seen.until(lambda: worker in it.seen.ready)
         it.pool.run(worker, [it.task(2, "nap", 1000)])
-        await eventually(lambda: it.pool.workers[worker].running == (2, 0))
-        os.kill(process, signal.SIGKILL)
+        await eventually(lambda: is_begun(it, worker))
+        processes = list(made[0]._processes)
+        await eventually(lambda: bool(executors.descendants(processes)))
+        runners = executors.descendants(processes)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
         await it.gone(worker)
         assert it.seen.outcome(2) is Outcome.WORKER_DIED
         assert b"a worker of the cluster died under it" in it.seen.ends[2, 0].payload
-        await eventually(lambda: not is_alive(runner))
+        await eventually(lambda: not any(is_alive(runner) for runner in runners))
         await eventually(lambda: len(made) == 2 and it.slots == 2)
         assert 0 in [state.slots for state in it.states]
         assert await it.call(it.spawn(), 3, "double", 3) == 6
