@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from p2pcompute.model.errors import P2PComputeError
+from p2pcompute.model.errors import CorruptFileError, P2PComputeError
 from p2pcompute.model.ids import PeerId
-from p2pcompute.model.seams import Clock
+from p2pcompute.model.seams import Clock, Entropy
 from p2pcompute.net.tls import admission_error_from_tls, client_context, server_context
+from p2pcompute.storage.files import InstanceDisk
 from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.membership import Admitted, Membership, Trust
 from p2pcompute.wire.messages import Hello
 from p2pcompute.wire.versions import ALPN_HTTP, ALPN_STREAM, PROTOCOL, PROTOCOL_OLDEST
+
+KEY_FILE = "key.pem"
 
 
 class NodeIdentity:
@@ -116,3 +120,17 @@ class DatagramSide:
     def admit(self, leaf_der: bytes, chain: Sequence[bytes], expected: PeerId | None) -> Admitted:
         """Whom these certificates prove the other side to be. Raises AdmissionError."""
         return self._identity.judge(leaf_der, chain, expected)
+
+
+def load_key(folder: Path, entropy: Entropy) -> PeerKey:
+    """The key of the instance in `folder`, made where there is none. Raises CorruptFileError."""
+    disk = InstanceDisk(folder)
+    pem = disk.read(KEY_FILE)
+    if pem is not None:
+        try:
+            return PeerKey.from_pem(pem)
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{folder / KEY_FILE}: {error}") from error
+    key = PeerKey.generate(entropy)
+    disk.write(KEY_FILE, key.to_pem())
+    return key

@@ -21,8 +21,7 @@ from p2pcompute.jobs.health import Health
 from p2pcompute.jobs.plan import NOWHERE, Place
 from p2pcompute.membership.joining import Source
 from p2pcompute.model import limits
-from p2pcompute.model.engine import Engine
-from p2pcompute.model.errors import CorruptFileError, NotRunningError, P2PComputeError, PeerError
+from p2pcompute.model.errors import NotRunningError, P2PComputeError, PeerError
 from p2pcompute.model.ids import BlobId, PeerId, coordinator_of, is_seat, short_peer_id
 from p2pcompute.model.peer import Address, PeerView
 from p2pcompute.net.blobs import BlobExchange
@@ -39,7 +38,7 @@ from p2pcompute.node.facts import view_health
 from p2pcompute.node.folders import Folders, Instance
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.holders import Holders
-from p2pcompute.node.identity import NodeIdentity
+from p2pcompute.node.identity import NodeIdentity, load_key
 from p2pcompute.node.job_stream import JobRequest, JobStream, ResultRow
 from p2pcompute.node.kept_results import keep_sweeping
 from p2pcompute.node.lender import Lender
@@ -54,10 +53,9 @@ from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.surroundings import Surroundings
-from p2pcompute.node.wasm_engines import WasmEngines, engine_by_default, offered_engines
+from p2pcompute.node.wasm_engines import WasmEngines, engine_by_default, prepare_where_wanted
 from p2pcompute.node.world import World
 from p2pcompute.storage.blobs import BlobStore
-from p2pcompute.storage.files import InstanceDisk
 from p2pcompute.storage.peer_database import PeerDatabase
 from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.membership import Membership, Trust
@@ -86,7 +84,6 @@ if TYPE_CHECKING:
     from p2pcompute.node.topology import TopologyWatch
     from p2pcompute.topology.shape import NetworkShape
 
-KEY_FILE = "key.pem"
 _PORT_KEY = "port"
 #: How often linked peers are written down for the next start.
 REMEMBER_INTERVAL_S = 30.0
@@ -151,7 +148,7 @@ class Peer(ProgramDoors):
         stack.callback(self.instance.close)
         self._database = PeerDatabase.open(self.instance.folder / "peer.db")
         stack.callback(self._database.close)
-        key = self._load_key()
+        key = load_key(self.instance.folder, self._entropy_source)
         self.network: LocalNetwork = Networks(self.folders, self._clock, self._entropy_source).get(self.config.network)
         invitation = self.network.invitation
         membership = Membership.mint(key, invitation, self._clock.wall(), self._entropy_source)
@@ -164,8 +161,7 @@ class Peer(ProgramDoors):
 
         self._containers = await Containers.look(self.config, os.environ, self._log)
         stack.push_async_callback(self._containers.close)
-        self._wasm = await self._offload.run(lambda: WasmEngines.look(self.folders, self.config.wasm_python))
-        self._wasm.make_folder()
+        self._wasm = await self._offload.run(lambda: WasmEngines.open(self.folders, self.config.wasm_python))
         self._engine_by_default = engine_by_default(is_open=self.network.is_open)
         self._offers = await self._offload.run(self._look_at_offers)
         self._probe = HardwareProbe(self._clock)
@@ -321,14 +317,8 @@ class Peer(ProgramDoors):
         self._supervisor.service("kept results", lambda: keep_sweeping(self.folders))
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
-        wanted = offered_engines((Engine.WASM_PYTHON,), self.config.engines, is_open=self.network.is_open)
-        if (
-            wanted
-            and self._wasm.place is not None
-            and (self.config.engines or self.network.is_open)
-            and self.lender.slots
-        ):
-            self._supervisor.task("wasm-python", self._offer_wasm_python())
+        making = prepare_where_wanted(self._wasm, self.config, self.network.is_open, self._offer_again, self._log)
+        self._supervisor.task("wasm-python", making)
 
     def _look_at_offers(self) -> Offers:
         is_open = self.network.is_open
@@ -336,17 +326,8 @@ class Peer(ProgramDoors):
             self.config, (*self._wasm.engines, *self._containers.engines(is_open=is_open)), is_open=is_open
         )
 
-    async def _offer_wasm_python(self) -> None:
-        """Make the WebAssembly Python where it is wanted and not there, then offer it."""
-        if self._wasm.python_is_ready:
-            return
-        try:
-            await self._wasm.prepare(lambda text: self._log.info("engine", engine="wasm-python", text=text))
-        except P2PComputeError as error:
-            self._log.warning("engine is not offered", engine="wasm-python", cause=str(error))
-            return
-        self._offers = await self._offload.run(self._look_at_offers)
-        self.lender.offers = self._offers
+    async def _offer_again(self) -> None:
+        self._offers = self.lender.offers = await self._offload.run(self._look_at_offers)
         self.own.set_engines(tuple(engine.value for engine in self._offers.engines))
 
     async def _keep_topology(self) -> None:
@@ -509,18 +490,6 @@ class Peer(ProgramDoors):
         number = self.instance.number
         named = self.config.name != own_name()
         return self.config.name if named or number == 1 else f"{self.config.name}-{number}"
-
-    def _load_key(self) -> PeerKey:
-        disk = InstanceDisk(self.instance.folder)
-        pem = disk.read(KEY_FILE)
-        if pem is not None:
-            try:
-                return PeerKey.from_pem(pem)
-            except CorruptFileError as error:
-                raise CorruptFileError(f"{self.instance.folder / KEY_FILE}: {error}") from error
-        key = PeerKey.generate(self._entropy_source)
-        disk.write(KEY_FILE, key.to_pem())
-        return key
 
     def _incarnation_next(self, at_least: int) -> int:
         # A refutation goes one step on, not to what the clock shows: a clock that is ahead would put it beyond what others take.

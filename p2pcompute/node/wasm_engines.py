@@ -10,13 +10,16 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
 
+from structlog.typing import FilteringBoundLogger
+
 from p2pcompute.execution.engines.wasm_python_build import is_there, make_folder, place_of
 from p2pcompute.model.engine import Engine
-from p2pcompute.model.errors import ResourceError, UsageError
+from p2pcompute.model.errors import P2PComputeError, ResourceError, UsageError
+from p2pcompute.node.config import PeerConfig
 from p2pcompute.node.folders import Folders
 from p2pcompute.storage.files import make_private_folder
 
@@ -51,11 +54,14 @@ class WasmEngines:
         except UsageError as error:
             return cls(folder, component, None, str(error))
 
-    def make_folder(self) -> None:
-        """Make the folder, before workers start: sandboxes show it from their start, also to what comes once something is in it."""
-        if self.place is not None:
-            make_private_folder(self._folder.parent)
-            make_folder(self._folder)
+    @classmethod
+    def open(cls, folders: Folders, component: Path | None = None) -> Self:
+        """`look`, and make the folder, before workers start: sandboxes show it from their start, also to what comes into it later."""
+        found = cls.look(folders, component)
+        if found.place is not None:
+            make_private_folder(folders.data)
+            make_folder(found.place.parent)
+        return found
 
     @property
     def python_is_ready(self) -> bool:
@@ -132,3 +138,27 @@ def offered_engines(works: tuple[Engine, ...], chosen: tuple[str, ...], *, is_op
 def engine_by_default(*, is_open: bool) -> Engine:
     """What runs a submitter's Python functions where he said nothing: among strangers, what strangers run."""
     return Engine.WASM_PYTHON if is_open else Engine.PYTHON
+
+
+def wants_wasm_python(config: PeerConfig, *, is_open: bool) -> bool:
+    """Whether the WebAssembly Python is to be made where it is not there: its owner names it, or the network is open."""
+    named = bool(config.engines) or is_open
+    return config.slots != 0 and named and bool(offered_engines((Engine.WASM_PYTHON,), config.engines, is_open=is_open))
+
+
+async def prepare_where_wanted(
+    engines: WasmEngines,
+    config: PeerConfig,
+    is_open: bool,
+    made: Callable[[], Awaitable[None]],
+    log: FilteringBoundLogger,
+) -> None:
+    """Make the WebAssembly Python where it is wanted, can be made and is not there; `made`: called once it is."""
+    if not wants_wasm_python(config, is_open=is_open) or engines.place is None or engines.python_is_ready:
+        return
+    try:
+        await engines.prepare(lambda text: log.info("engine", engine="wasm-python", text=text))
+    except P2PComputeError as error:
+        log.warning("engine is not offered", engine="wasm-python", cause=str(error))
+    else:
+        await made()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from p2pcompute.app.main import cli
 from tests.support.wasm import WAT
 
 pytest.importorskip("wasmtime", reason="wasmtime is not installed: pip install 'p2pcompute[wasm]'")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says how tests are run is no configuration."""
+    for name in list(os.environ):
+        if name.startswith("P2PCOMPUTE_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
