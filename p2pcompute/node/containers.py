@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 from structlog.typing import FilteringBoundLogger
 
-from p2pcompute.execution.container.engine import ContainerEngine, EngineInfo, engine_sockets
+from p2pcompute.execution.container.engine import GPU_ADVICE, ContainerEngine, EngineInfo, engine_sockets
 from p2pcompute.execution.container.holding import Allowance
 from p2pcompute.execution.container.pool import ContainerPool, ContainerSettings
 from p2pcompute.execution.pool_types import PoolEvents
@@ -27,6 +27,8 @@ from p2pcompute.model.ids import PeerId
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.config import PeerConfig
 from p2pcompute.node.supervise import Supervisor
+
+__all__ = ["GPU_ADVICE", "Containers", "find_engine", "instance_label"]
 
 
 class Containers:

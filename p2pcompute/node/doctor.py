@@ -371,7 +371,7 @@ def _engine_findings(config: PeerConfig) -> Iterator[Finding]:
 
 async def container_finding(config: PeerConfig, environ: Mapping[str, str]) -> Finding:
     """Whether a container engine answers, which one, and what it or this installation lacks."""
-    from p2pcompute.node.containers import find_engine
+    from p2pcompute.node.containers import GPU_ADVICE, find_engine
 
     subject = "containers"
     if config.engines and Engine.CONTAINER not in config.engines:
@@ -383,10 +383,12 @@ async def container_finding(config: PeerConfig, environ: Mapping[str, str]) -> F
         return Finding(subject, Level.WARN if wanted else Level.OK, f"not offered: {text}", advice)
     await engine.close()
     images = ", ".join(config.pull_images) or "none"
+    if "gpu" in config.grants and not engine.info.gpus:
+        text = f"{engine.info.text} at {engine.socket} hands out no GPUs, which are granted"
+        return Finding(subject, Level.WARN, text, GPU_ADVICE)
     gpus = "can hand out GPUs" if engine.info.gpus else "hands out no GPUs"
-    return Finding(
-        subject, Level.OK, f"{engine.info.text} at {engine.socket}, {gpus}; images that may be pulled: {images}"
-    )
+    text = f"{engine.info.text} at {engine.socket}, {gpus}; images that may be pulled: {images}"
+    return Finding(subject, Level.OK, text)
 
 
 def _reach_findings(subject: str, status: Mapping[str, Any]) -> Iterator[Finding]:

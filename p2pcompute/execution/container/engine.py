@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 #: What an owner installs for it.
 PACKAGE_ADVICE = "pip install 'p2pcompute[container]'"
+GPU_ADVICE = "install the NVIDIA Container Toolkit and `nvidia-ctk runtime configure --runtime=docker`; podman is not asked for GPUs"
 #: On a container: whose it is, so that what a killed peer left is found again; and of which task.
 LABEL_INSTANCE, LABEL_TASK = "p2pcompute.instance", "p2pcompute.task"
 _PULL_PAUSE_S = 2.0

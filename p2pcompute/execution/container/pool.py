@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pcompute.execution.container.engine import ContainerEngine, ContainerEngineError, ImageMissingError
+from p2pcompute.execution.container.engine import GPU_ADVICE, ContainerEngine, ContainerEngineError, ImageMissingError
 from p2pcompute.execution.container.holding import Allowance
 from p2pcompute.execution.container.program import ContainerProgram, open_container_program, open_container_task
 from p2pcompute.execution.container.run import Bench, ContainerRun, Ended, Stop, remove_folder
@@ -270,6 +270,8 @@ class ContainerPool:
     async def _bench(self, worker: _Worker) -> Bench:
         """What the worker's tasks share; without an image where that has to be pulled first. Raises what `_serve` handles."""
         document, files, command = await asyncio.to_thread(_opened, worker.program)
+        if "gpu" in document.demands.grants and not self._engine.info.gpus:
+            raise UsageError(f"the program needs a GPU, and {self._engine.info.text} here hands out none: {GPU_ADVICE}")
         found = await self._engine.image(document.image)
         if found is None and not may_pull(document.image, self._settings.pull):
             raise ImageMissingError(

@@ -105,6 +105,16 @@ def test_one_that_cannot_is_not_offered_and_doctor_says_why(tmp_path: Path, chan
     asyncio.run(main())
 
 
+def test_doctor_says_where_granted_gpus_cannot_be_handed_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        for name, info, level in (("a", GOOD, Level.WARN), ("b", GOOD | {"Runtimes": {"nvidia": {}}}, Level.OK)):
+            async with an_engine(tmp_path / name, info) as socket:
+                found = await container_finding(PeerConfig.test(container_socket=socket, grants=("gpu",)), {})
+                assert (found.level, "dockerd 9.8" in found.text) == (level, True)
+
+    asyncio.run(main())
+
+
 def test_the_owner_decides(tmp_path: Path) -> None:
     assert with_engine(tmp_path, GOOD, engines=("python",))[0] == ()
     assert with_engine(tmp_path, GOOD, slots=0)[0] == ()

@@ -81,6 +81,13 @@ async def test_a_missing_image_is_named_with_what_to_do(containers: MakeBench) -
         assert bench.seen.gone[worker][2] is Outcome.CANNOT_RUN
 
 
+async def test_a_gpu_that_the_engine_cannot_hand_out_is_said_before_anything_runs(containers: MakeBench) -> None:
+    async with containers() as bench:
+        worker = bench.spawn(BUSYBOX, "true", demands=Demands(grants=("gpu",)))
+        await bench.seen.until(lambda: worker in bench.seen.gone)
+        assert "NVIDIA Container Toolkit" in bench.seen.failed[worker][2]
+
+
 async def test_an_image_that_may_be_pulled_is_tried_and_its_failure_told(
     containers: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
