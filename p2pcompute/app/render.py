@@ -207,6 +207,8 @@ def _reach(row: Row) -> str:
 
 
 def _state(row: Row) -> str:
+    yields = row.get("yields") or []
+    lends = f", {'lends less' if row['slots'] else 'paused'} ({', '.join(yields)})" if yields else ""
     if row["status"] == "self":
-        return "this peer"
-    return f"{row['status']}, {'linked' if row['linked'] else 'not linked'}"
+        return f"this peer{lends}"
+    return f"{row['status']}, {'linked' if row['linked'] else 'not linked'}{lends}"

@@ -55,6 +55,10 @@ ENGINES_MAX = 16
 GRANT_CHARS_MAX = 280
 #: Grants of one peer, or that one program asks for; a dozen folders are many.
 GRANTS_MAX = 32
+#: Windows of one schedule: a few for each day of the week.
+SCHEDULE_WINDOWS_MAX = 32
+#: Reasons why a peer lends less, in its record; four exist.
+YIELDS_MAX = 8
 #: Tracebacks and error messages that come back from a peer.
 TRACEBACK_CHARS_MAX = 20_000
 #: A signed record; about 600 bytes are used, the rest is room for unknown fields of later versions.

@@ -63,6 +63,11 @@ class Community:
             self._coordinator.peer_usable(channel, facts)
         self._origin.seat_usable(channel, facts)
 
+    @property
+    def own_slots(self) -> int:
+        """Slots of this peer for jobs of its own user."""
+        return self._lender.slots
+
     def own_usable(self, facts: Facts) -> None:
         """This peer itself lends, and `facts` are known of it."""
         self._origin.peer_usable(self._own_lender, facts)

@@ -64,6 +64,8 @@ class ControlMethods:
             "drop": self._drop,
             "invite": self._invite,
             "revoke": self._revoke,
+            "pause": self._pause,
+            "resume": self._resume,
             "stop": self._stop_peer,
         }
 
@@ -102,6 +104,7 @@ class ControlMethods:
             "links": len(peer.overlay.hub.links),
             "reaching": status.reach_document(peer.side, peer.name_of),
             "tasks_done": peer.lender.tasks_done,
+            **peer.yielding.document(),
             "troubles": {whom: trouble.what for whom, trouble in peer.overlay.troubles.items()},
         }
 
@@ -124,6 +127,7 @@ class ControlMethods:
                     self._peer.own.now, None, None, None, name_of=self._peer.name_of, records=self._peer.records
                 ),
                 "may_relay": self._peer.config.relay,
+                **self._peer.yielding.document(),
             },
             "peers": [self._row(entry.record.peer) for entry in view.entries],
             "troubles": {whom: trouble.what for whom, trouble in self._peer.overlay.troubles.items()},
@@ -148,6 +152,15 @@ class ControlMethods:
                 await call.notice({"event": kind, "row": self._row(peer), "text": text})
         finally:
             unwatch()
+
+    async def _pause(self, call: ControlCall) -> Document:
+        for_s = call.arguments.get("for_s")
+        await self._peer.yielding.pause(None if for_s is None else float(for_s))
+        return self._peer.yielding.document()
+
+    async def _resume(self, _: ControlCall) -> Document:
+        await self._peer.yielding.resume()
+        return self._peer.yielding.document()
 
     async def _stop_peer(self, _: ControlCall) -> None:
         asyncio.get_running_loop().call_soon(self._stop)

@@ -109,7 +109,10 @@ class Lender:
         slots: int,
         offers: Offers,
         trust: Callable[[], Trust],
+        own: PeerId | None = None,
+        reserved: int = 0,
     ) -> None:
+        """`own`: the own user, who is no guest; `reserved`: slots that only urgent jobs of guests may have."""
         self._store = store
         self._supervisor = supervisor
         self._clock = clock
@@ -117,7 +120,10 @@ class Lender:
         self._log = log
         #: What programs may ask for.
         self.offers = offers
+        #: Tasks that run here at a time, the own user's included.
         self.slots = slots
+        #: Why less is lent at present, for whoever gets tasks back.
+        self._yields = ""
         #: Set by `start`.
         self._pool: Pool | None = None
         #: Open jobs by (sender, job): an origin, or a coordinator, which sends for others.
@@ -144,7 +150,7 @@ class Lender:
         self._handles = Handles(store)
         #: Tasks finished since the start.
         self.tasks_done = 0
-        self._machine = lend.Lend(slots)
+        self._machine = lend.Lend(slots, own, reserved)
         self._pump: Pump[lend.Event, lend.Effect] = Pump(
             self._machine,
             {
@@ -180,6 +186,16 @@ class Lender:
     def works_for(self, peer: PeerId) -> bool:
         """Whether a job that `peer` sends is open here."""
         return any(sender == peer for sender, _ in self._jobs)
+
+    def resize(self, slots: int) -> None:
+        """So many tasks run here at a time from now on."""
+        self.slots = slots
+        self._pump.feed(lend.SlotsChanged(slots))
+
+    def yield_slots(self, slots: int | None, grace_s: float, why: str) -> None:
+        """Guests have so many slots at most from now on, None: all; see `lend_events.LentChanged`. `why`: a clause for who gets tasks back."""
+        self._yields = why
+        self._pump.feed(lend.LentChanged(slots, grace_s))
 
     def drain(self) -> None:
         """Give back what has not begun, and take nothing more: this peer is about to leave."""
@@ -599,7 +615,8 @@ class Lender:
             return
         for row in effect.rows:
             job.arguments.pop(row, None)
-        self._unrun(job.channel, effect.job, effect.rows, "this peer has no room for it now")
+        why = f": it {self._yields}" if self._yields else ""
+        self._unrun(job.channel, effect.job, effect.rows, f"this peer has no room for it now{why}")
 
     def _refuse_job(self, effect: lend.RefuseJob) -> None:
         key = (self._sender(effect.origin), effect.job)

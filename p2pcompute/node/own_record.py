@@ -157,6 +157,10 @@ class OwnRecord:
         """Engines that this peer offers."""
         self._wanted = dataclasses.replace(self._wanted, engines=engines)
 
+    def set_slots(self, slots: int, yields: Sequence[str] = ()) -> None:
+        """How many tasks it runs for others at a time, and why these are fewer than there could be."""
+        self._wanted = dataclasses.replace(self._wanted, slots=slots, yields=tuple(yields))
+
     def set_labels(self, labels: Sequence[str]) -> None:
         """Labels by which jobs may choose this peer."""
         self._wanted = dataclasses.replace(self._wanted, labels=tuple(dict.fromkeys(labels)))

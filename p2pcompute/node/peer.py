@@ -49,10 +49,12 @@ from p2pcompute.node.overlay_peer import OverlayParts, OverlayPeer, overlay_sett
 from p2pcompute.node.own_record import Identity, OwnRecord
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
+from p2pcompute.node.shape_loading import load_topology_report, load_topology_watch
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.surroundings import Surroundings
 from p2pcompute.node.wasm_engines import WasmEngines, engine_by_default, offered_engines
 from p2pcompute.node.world import World
+from p2pcompute.node.yielding import YieldsToOwner
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.files import InstanceDisk
 from p2pcompute.storage.peer_database import PeerDatabase
@@ -223,7 +225,14 @@ class Peer(Door):
             slots=slots,
             offers=self._offers,
             trust=lambda: self.identity.trust,
+            own=self.peer_id,
+            reserved=self.config.reserved_slots,
         )
+        self.yielding = YieldsToOwner(
+            self.config, self._database, self._clock, self._offload, self.lender, self.own, self._log
+        )
+        # A pause that was kept holds from the first moment.
+        await self.yielding.look()
         workshop = workshop_of(self.lender, self._clock, self.config, self._wasm.place)
         if slots:
             await workshop.start()
@@ -302,6 +311,7 @@ class Peer(Door):
     def _start_services(self) -> None:
         self._supervisor.service("offers", self.surroundings.keep_offering)
         self._supervisor.service("records", self.records.run)
+        self._supervisor.service("yielding", self.yielding.run)
         self._supervisor.service("topology", self._keep_topology)
         if self.network.authority is not None:
             self._supervisor.service("renewals", self._keep_renewing)
@@ -337,7 +347,7 @@ class Peer(Door):
         """The one watch, made when it is first wanted."""
         if self._topology is None:
             # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
-            watch = await self._offload.run(_load_topology_watch)
+            watch = await self._offload.run(load_topology_watch)
             # Whoever else waited for the same may have been first.
             self._topology = self._topology or watch(
                 lambda: self.view, self.own, self._clock, self._offload, self.surroundings.mapped
@@ -394,7 +404,7 @@ class Peer(Door):
     async def topology(self) -> dict[str, Any]:
         """The same as a plain document; its keys: `node/topology_report.py`."""
         shape, view = await self.shape(), self._view_now
-        report = await self._offload.run(_topology_report)
+        report = await self._offload.run(load_topology_report)
         return await self._offload.run(lambda: report(shape, view, self.network.name))
 
     @property
@@ -517,17 +527,3 @@ class Peer(Door):
 
     def _close_link(self, link: Link, reason: str, text: str) -> None:
         self._supervisor.task(f"close {short_peer_id(link.peer)}", link.close(reason, text))
-
-
-def _load_topology_watch() -> type[TopologyWatch]:
-    # With what jobs move tasks by, which would be read from the disk between two events of a job.
-    import p2pcompute.topology.moves  # noqa: F401
-    from p2pcompute.node.topology import TopologyWatch
-
-    return TopologyWatch
-
-
-def _topology_report() -> Callable[[NetworkShape, PeerView, str], dict[str, Any]]:
-    from p2pcompute.node.topology_report import topology_document
-
-    return topology_document

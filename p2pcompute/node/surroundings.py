@@ -7,6 +7,7 @@ Looks at the overlay's links and view, and at the network's shape, and tells the
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,11 @@ class Surroundings:
 
     def offer_self(self) -> None:
         """This peer may compute for its own jobs, and for shares that it coordinates."""
-        if self._own.record.slots:
-            self._community.own_usable(own_facts(self._own.now, self._place_of(self._own.record.peer)))
+        slots = self._community.own_slots
+        if slots:
+            # What others are lent at present says nothing about the own user.
+            facts = own_facts(self._own.now, self._place_of(self._own.record.peer))
+            self._community.own_usable(dataclasses.replace(facts, slots=slots))
 
     def mapped(self, shape: NetworkShape) -> None:
         """The network has this shape now."""

@@ -156,3 +156,12 @@ def table_entry(table: object):
 def short_nap(x: int) -> int:
     time.sleep(0.002)
     return x * x
+
+
+def waits_for_go(task: tuple[str, int]) -> int:
+    """Says in `folder` that it has begun, then waits for a file "go" there."""
+    folder, x = task
+    Path(folder, f"begun-{x}-{os.getppid()}").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.01)
+    return x * x
