@@ -16,6 +16,7 @@ from p2pcompute.execution.engines.document import head_of
 from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun
 from p2pcompute.execution.pool_types import Pool
 from p2pcompute.jobs import lend
+from p2pcompute.jobs.accounting import Accounts, Spent
 from p2pcompute.membership.rate import TokenBucket
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
@@ -28,7 +29,7 @@ from p2pcompute.model.errors import (
     UsageError,
 )
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, format_job_id, short_peer_id
-from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.job import Outcome, Payload, Usage
 from p2pcompute.model.seams import Clock, Offload
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.delegations import FENCED, MAY_SUBMIT, DelegatedShare, Delegations, Refusal
@@ -83,7 +84,9 @@ class LentJob:
     #: Rows whose arguments are still being fetched; a cancel takes them out.
     fetching: set[Row] = field(default_factory=set)
     #: Result rows that leave in the next turn of the loop.
-    results: list[ResultTuple] = field(default_factory=list)
+    results: list[tuple[ResultTuple, Usage]] = field(default_factory=list)
+    #: What its attempts here have used.
+    spent: Spent = field(default_factory=Spent)
     #: Large results that the origin has not fetched yet, or not said so.
     result_blobs: dict[Row, BlobId] = field(default_factory=dict)
     #: Whether the program is here and was accepted.
@@ -148,6 +151,8 @@ class Lender:
         #: Lines of the log about refused jobs that may still be written.
         self._refusals = TokenBucket(limits.TROUBLE_LINES_PER_SECOND, limits.TROUBLE_LINES_PER_SECOND, 0.0)
         self._handles = Handles(store)
+        #: What was done for each origin since the start, its own jobs and shares that others coordinate together.
+        self.spent: Accounts[PeerId] = Accounts(limits.ACCOUNTS_KEPT)
         #: Tasks finished since the start.
         self.tasks_done = 0
         self._machine = lend.Lend(slots, own, reserved)
@@ -443,6 +448,21 @@ class Lender:
         self._store.release_all(key)
         if job is not None:
             self._supply_no_more(job)
+        if job is not None and job.spent.attempts:
+            used = job.spent
+            self._log.info(
+                "job lent to has ended",
+                job=format_job_id(key[1]),
+                peer=short_peer_id(job.account),
+                attempts=job.spent.attempts,
+                cpu_s=round(used.cpu_us / 1e6, 3),
+                wall_s=round(job.spent.wall_us / 1e6, 3),
+                peak_memory_bytes=used.peak_memory_bytes,
+                read_bytes=used.read_bytes,
+                written_bytes=used.written_bytes,
+                fuel=used.fuel,
+                gpu_s=round(used.gpu_us / 1e6, 3),
+            )
         if job is not None and not self._has_jobs(job.borrower):
             self._handles.forget(job.borrower)
             if job.borrower not in self._granted:
@@ -476,8 +496,15 @@ class Lender:
             if name is None:
                 continue
             self.tasks_done += 1
+            self._account(bound.sender, name, end)
             self._result(bound.sender, name, end)
         self._pump.feed(lend.TasksEnded(worker, tuple(rows)))
+
+    def _account(self, sender: PeerId, name: JobId, end: TaskEnd) -> None:
+        job = self._jobs.get((sender, name))
+        if job is not None:
+            job.spent.add(end.outcome, end.wall_us, end.usage)
+            self.spent.add(job.account, end.outcome, end.wall_us, end.usage)
 
     def task_news(
         self, worker: int, progress: Sequence[tuple[int, float, str]], output: Sequence[tuple[int, int, bytes]]
@@ -644,7 +671,7 @@ class Lender:
                 return
         else:
             payload = Payload(inline=end.payload, size_bytes=len(end.payload))
-        job.results.append((end.task, end.attempt, end.outcome, end.wall_us, payload))
+        job.results.append(((end.task, end.attempt, end.outcome, end.wall_us, payload), end.usage))
         self._flushing[key] = job
         if not self._flush_due:
             self._flush_due = True
@@ -656,17 +683,17 @@ class Lender:
         flushing, self._flushing = self._flushing, {}
         for job in flushing.values():
             rows, job.results = job.results, []
-            batch: list[ResultTuple] = []
+            batch: list[tuple[ResultTuple, Usage]] = []
             size = 0
             for row in rows:
-                inline = len(row[4].inline)
+                inline = len(row[0][4].inline)
                 if batch and (len(batch) >= limits.BATCH_TASKS_MAX or size + inline > limits.BATCH_BYTES_MAX):
-                    self._send(job.channel, Results(job.open.job, tuple(batch)))
+                    self._send(job.channel, _results_of(job.open.job, batch))
                     batch, size = [], 0
                 batch.append(row)
                 size += inline
             if batch:
-                self._send(job.channel, Results(job.open.job, tuple(batch)))
+                self._send(job.channel, _results_of(job.open.job, batch))
 
     def _unrun(self, channel: Channel, job: bytes, rows: Sequence[Row], why: str) -> None:
         payload = Payload(inline=why.encode(), size_bytes=len(why))
@@ -691,3 +718,9 @@ class Lender:
         if data is None:
             raise BlobMissingError(f"program {program.hex()[:12]} is not held here any more")
         return bytes(data)
+
+
+def _results_of(job: bytes, rows: Sequence[tuple[ResultTuple, Usage]]) -> Results:
+    """Result rows with what they used, where that is known of any."""
+    usage = tuple(used.numbers() for _, used in rows)
+    return Results(job, tuple(row for row, _ in rows), usage=usage if any(usage) else ())

@@ -165,3 +165,12 @@ def waits_for_go(task: tuple[str, int]) -> int:
     while not Path(folder, "go").exists():
         time.sleep(0.01)
     return x * x
+
+
+def burns(x: int) -> int:
+    """Takes 30 ms of a core, and writes 100,000 bytes."""
+    end = time.process_time() + 0.03
+    while time.process_time() < end:
+        pass
+    Path(f"out-{x}").write_bytes(bytes(100_000))
+    return x
