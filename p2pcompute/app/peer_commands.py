@@ -104,6 +104,13 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
     help="Folder that programs may read, or with :rw write, where they ask for NAME; may be repeated.",
 )
 @click.option(
+    "--trust",
+    "trusted",
+    metavar="ID",
+    multiple=True,
+    help="Whole id of a peer, or of an invitation, that may use commands, containers and grants; may be repeated.",
+)
+@click.option(
     "--yield-to-load",
     metavar="SHARE",
     help="Lend fewer slots while other programs use more than this of the cores, such as 25% (never).",

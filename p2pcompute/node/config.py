@@ -23,6 +23,7 @@ from p2pcompute.jobs.schedule import ALWAYS, Schedule
 from p2pcompute.model import limits
 from p2pcompute.model.engine import Engine, grants_of
 from p2pcompute.model.errors import ConfigError, UnknownNameError, UsageError
+from p2pcompute.model.ids import parse_peer_id
 from p2pcompute.model.peer import Address
 from p2pcompute.model.requirement import TIER_DEFAULT, TIERS
 
@@ -119,6 +120,8 @@ class PeerConfig:
     grants: tuple[str, ...] = ()
     #: Folders that programs are granted that ask for them, `NAME=PATH`, or `NAME=PATH:rw` where they may write.
     folders: tuple[Folder, ...] = ()
+    #: Whom the owner trusts with containers, commands and grants: ids of peers, or of invitations as `invite --json` shows them.
+    trusted: tuple[bytes, ...] = ()
     #: Part of the machine's cores, above 0 to 1, that programs other than this peer's may use before it lends fewer slots; None: all.
     yield_to_load: float | None = None
     #: Slots that are lent while the machine runs on its battery; None: all.
@@ -363,6 +366,16 @@ def _folders(value: object) -> tuple[Folder, ...]:
     return tuple(found)
 
 
+def _trusted(value: object) -> tuple[bytes, ...]:
+    found = []
+    for member in _members(value):
+        if re.fullmatch(r"[0-9a-fA-F]{64}", member):
+            found.append(bytes.fromhex(member))
+        else:
+            found.append(bytes(parse_peer_id(member)))
+    return tuple(dict.fromkeys(found))
+
+
 def _load_share(value: object) -> float | None:
     if isinstance(value, str) and value.strip().lower() == "never":
         return None
@@ -432,6 +445,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "wasm_python": _file,
     "grants": _grants,
     "folders": _folders,
+    "trusted": _trusted,
     "yield_to_load": _load_share,
     "on_battery": _on_battery,
     "schedule": _schedule,

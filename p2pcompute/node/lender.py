@@ -32,13 +32,15 @@ from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, format_job_id
 from p2pcompute.model.job import Outcome, Payload, Usage
 from p2pcompute.model.seams import Clock, Offload
 from p2pcompute.node.channels import SMALL_BYTES, Channel
-from p2pcompute.node.delegations import FENCED, MAY_SUBMIT, DelegatedShare, Delegations, Refusal
+from p2pcompute.node.delegations import FENCED, DelegatedShare, Delegations, Refusal
 from p2pcompute.node.driver import Pump
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.offers import Offers, missing_in
+from p2pcompute.node.standing import Standings
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.transfers import Transfers
 from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.trust.tiers import Tier
 from p2pcompute.wire.membership import Trust
 from p2pcompute.wire.messages import (
     Grant,
@@ -79,6 +81,8 @@ class LentJob:
     borrower: PeerId
     #: What its origin delegated; None where that is the peer at the other end.
     share: DelegatedShare | None = None
+    #: What its origin may have run.
+    tier: Tier = Tier.OPEN
     #: Arguments that wait for a worker, or are with one: (entry, bytes) by (task, attempt).
     arguments: dict[Row, tuple[int, bytes | bytearray | memoryview]] = field(default_factory=dict)
     #: Rows whose arguments are still being fetched; a cancel takes them out.
@@ -112,10 +116,10 @@ class Lender:
         slots: int,
         offers: Offers,
         trust: Callable[[], Trust],
-        own: PeerId | None = None,
+        standings: Standings | None = None,
         reserved: int = 0,
     ) -> None:
-        """`own`: the own user, who is no guest; `reserved`: slots that only urgent jobs of guests may have."""
+        """`standings`: who may have what; `reserved`: slots that only urgent jobs of guests may have."""
         self._store = store
         self._supervisor = supervisor
         self._clock = clock
@@ -123,6 +127,8 @@ class Lender:
         self._log = log
         #: What programs may ask for.
         self.offers = offers
+        #: Who may have what; what is put in its place holds for jobs that are opened from then on.
+        self.standings = standings or Standings()
         #: Tasks that run here at a time, the own user's included.
         self.slots = slots
         #: Why less is lent at present, for whoever gets tasks back.
@@ -155,7 +161,7 @@ class Lender:
         self.spent: Accounts[PeerId] = Accounts(limits.ACCOUNTS_KEPT)
         #: Tasks finished since the start.
         self.tasks_done = 0
-        self._machine = lend.Lend(slots, own, reserved)
+        self._machine = lend.Lend(slots, self.standings.own, reserved)
         self._pump: Pump[lend.Event, lend.Effect] = Pump(
             self._machine,
             {
@@ -187,6 +193,10 @@ class Lender:
         """Tasks running or waiting here, per slot."""
         waiting = sum(len(job.arguments) for job in self._jobs.values())
         return waiting / self.slots if self.slots else 0.0
+
+    def granted_to(self, borrower: PeerId) -> int | None:
+        """Slots that a borrower was last told it has; None where it has no jobs here."""
+        return self._granted.get(borrower)
 
     def works_for(self, peer: PeerId) -> bool:
         """Whether a job that `peer` sends is open here."""
@@ -246,7 +256,8 @@ class Lender:
 
     def _open(self, channel: Channel, message: JobOpen) -> None:
         key = (channel.peer, JobId(message.job))
-        if not message.delegation and not MAY_SUBMIT & channel.roles:
+        tier = self.standings.tier_of(channel.peer, channel.roles, channel.invitation)
+        if not message.delegation and tier is None:
             self._refuse(
                 channel, message.job, "role", "the invitation of the submitting peer does not allow it to submit"
             )
@@ -259,6 +270,8 @@ class Lender:
             share = self._delegated(channel, message)
             if share is None:
                 return
+            tier = self.standings.tier_of(share.origin, share.roles, share.invitation)
+        assert tier is not None, "a delegation of who may not submit was refused before"
         borrower, account = (channel.peer,) * 2 if share is None else (share.borrower, share.origin)
         known = self._jobs.get(key)
         if known is not None and known.borrower != borrower:
@@ -291,7 +304,7 @@ class Lender:
         self._channels[channel.peer] = channel
         if share is not None:
             self._coordinated[borrower] = (channel.peer, share.origin)
-        job = self._jobs[key] = LentJob(channel, message, borrower, share)
+        job = self._jobs[key] = LentJob(channel, message, borrower, share, tier)
         self._transfers.start(key, _PROGRAM, f"open {format_job_id(key[1])}", self._prepare(key, job))
 
     def _delegated(self, channel: Channel, message: JobOpen) -> DelegatedShare | None:
@@ -319,7 +332,8 @@ class Lender:
                 self._store.put(data, key, program)
             content = self._program(ProgramId(program))
             head = head_of(content)
-            lack = self.offers.lack(head)
+            # Who is not allowed it learns that, rather than what else it would take.
+            lack = self.standings.lack(job.tier, head, self.offers) or self.offers.lack(head)
             missing = () if lack is not None else await self._offload.run(lambda: missing_in(head, content))
         except (ResourceError, OSError) as error:
             # Also where the link was replaced meanwhile: the origin offers the job again after a pause.
@@ -341,15 +355,18 @@ class Lender:
             return
         job.accepted = True
         self._accept(job)
+        held = self.offers.isolation_of(head.engine)
+        allowed = self.standings.allowance(job.account, job.tier, job.open.priority, held)
         self._pump.feed(
             lend.OriginOpened(
                 job.borrower,
                 key[1],
                 ProgramId(program),
-                job.open.priority,
+                allowed.priority,
                 job.open.timeout_s,
                 job.open.memory_bytes,
                 None if job.share is None else job.share.origin,
+                allowed.part_max,
             )
         )
 

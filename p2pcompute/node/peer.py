@@ -50,6 +50,7 @@ from p2pcompute.node.own_record import Identity, OwnRecord
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
 from p2pcompute.node.shape_loading import load_topology_report, load_topology_watch
+from p2pcompute.node.standing import standings_of
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.surroundings import Surroundings
 from p2pcompute.node.wasm_engines import WasmEngines, engine_by_default, offered_engines
@@ -225,7 +226,7 @@ class Peer(Door):
             slots=slots,
             offers=self._offers,
             trust=lambda: self.identity.trust,
-            own=self.peer_id,
+            standings=standings_of(self.config, self.peer_id, self.network.is_open),
             reserved=self.config.reserved_slots,
         )
         self.yielding = YieldsToOwner(
@@ -263,6 +264,7 @@ class Peer(Door):
         self.surroundings = Surroundings(
             self.own, self.overlay, self.exchange, self.community, self.origin, self.place_of
         )
+        self.surroundings.is_open = self.network.is_open
         self.surroundings.offer_self()
         self.origin.misdeed = self.overlay.misdeed
         self.coordinator.misdeed = self.overlay.misdeed

@@ -43,6 +43,8 @@ class Surroundings:
         origin: Origin,
         place_of: Callable[[PeerId], Place],
     ) -> None:
+        #: Whether the network is open; the composition root sets it.
+        self.is_open = False
         self._own = own
         self._overlay = overlay
         self._exchange = exchange
@@ -57,7 +59,8 @@ class Surroundings:
         if entry is None:
             return
         facts = facts_of(entry, link.bandwidth_mbps, self._place_of(link.peer))
-        lends = Role.COMPUTE in link.admission.roles and entry.record.slots > 0
+        # In an open network no role counts: a lender says itself what anybody may have run.
+        lends = (self.is_open or Role.COMPUTE in link.admission.roles) and entry.record.slots > 0
         self._community.usable(LinkChannel(link, self._exchange), facts, lends=lends)
 
     def offer_self(self) -> None:

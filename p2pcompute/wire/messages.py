@@ -204,7 +204,7 @@ class JobAccept(Message):
 class JobRefuse(Message):
     """Lender to origin: not here, or not any more. `module`: the one that is missing.
 
-    `reason`: "role", "module", "bundle", "busy", "none-lent", "engine", "isolation" and "grant" (the program demands what this peer does not offer); to a coordinator also "delegation" (what the origin signed does not
+    `reason`: "role", "module", "bundle", "busy", "none-lent", "engine", "isolation" and "grant" (the program demands what this peer does not offer), "tier" (the submitter may not have it run here); to a coordinator also "delegation" (what the origin signed does not
     hold, or not for this) and "fenced" (the origin has given the work to another coordinator since).
     """
 

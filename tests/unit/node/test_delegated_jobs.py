@@ -47,6 +47,7 @@ class FakeChannel:
 
     is_local = False
     is_behind = False
+    invitation = None
     rtt_s = 0.0
 
     def __init__(self, peer: PeerId = FIRST, roles: frozenset[Role] = frozenset()) -> None:
