@@ -258,8 +258,10 @@ class Worker:
             self._reports.send(protocol.FAILED, error.reason, error.module, error.text)
             end_process_group()
         self._output.end()
-        # Engines that count their work say so by a method of that name.
-        self._meter.fuel = getattr(self._program, "fuel", None)
+        counts = self._program
+        if hasattr(counts, "last_fuel"):
+            # Engines that count their work say so by an attribute of that name.
+            self._meter.fuel = lambda: int(counts.last_fuel)
         self._reports.send(protocol.READY)
 
 

@@ -47,7 +47,9 @@ def test_a_pause_moves_what_runs_and_the_owners_work_goes_on(home: Path, tmp_pat
     folder.mkdir()
 
     async def body() -> None:
-        async with peers_of(home, {"slots": 0}, {"yield_grace_s": 0.2}, {}) as peers:
+        async with peers_of(
+            home, {"slots": 0}, {"yield_grace_s": 0.2, "isolation": "process"}, {"isolation": "process"}
+        ) as peers:
             origin, yielding, other = peers
             seen: list[JobProgress] = []
             inputs = [(str(folder), x) for x in range(2)]

@@ -50,7 +50,7 @@ def test_a_mixed_set_of_peers(tmp_path: Path) -> None:
         roles = frozenset({Role.SUBMIT, Role.COMPUTE})
         tokens = {name: network.invite(roles=roles, valid_s=3600.0, label=name) for name in ("member", "friend")}
         trusted = load_config({"trusted": (tokens["friend"].id.hex(),)}, {}, None).trusted
-        config = PeerConfig.test(name="lender", slots=4, grants=("network",), trusted=trusted)
+        config = PeerConfig.test(name="lender", slots=4, isolation="process", grants=("network",), trusted=trusted)
         async with (
             asyncio.timeout(60),
             Peer(config, folders=Folders.beneath(tmp_path / "owner")) as lender,
