@@ -61,25 +61,7 @@ from p2pcompute.storage.files import InstanceDisk
 from p2pcompute.storage.peer_database import PeerDatabase
 from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.membership import Membership, Trust
-from p2pcompute.wire.messages import (
-    BlobMissing,
-    BlobWant,
-    CommunityGrant,
-    Grant,
-    JobAccept,
-    JobClose,
-    JobOpen,
-    JobRefuse,
-    Message,
-    Partial,
-    Renewals,
-    Results,
-    Revocations,
-    TaskNews,
-    Tasks,
-    TasksCancel,
-    TasksRecall,
-)
+from p2pcompute.wire.messages import BlobMissing, BlobWant, Message, Renewals, Revocations
 from p2pcompute.wire.revocation import RevocationList
 
 if TYPE_CHECKING:
@@ -96,9 +78,6 @@ RENEWAL_INTERVAL_S = 60.0
 RENEWAL_PAUSE_MIN_S = 0.5
 #: How long saying goodbye may take.
 GOODBYE_TIMEOUT_S = 2.0
-
-_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews, CommunityGrant, Partial)
-_FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 Watcher = Callable[[str, PeerId, str], None]
 
@@ -461,13 +440,7 @@ class Peer(Door):
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
         channel = LinkChannel(link, self.exchange)
-        if self.community.message(channel, message):
-            return
-        if isinstance(message, _FOR_ORIGIN):
-            self.origin.message(channel, message)
-        elif isinstance(message, _FOR_LENDER):
-            self.lender.message(channel, message)
-        elif isinstance(message, (BlobWant, BlobMissing)):
+        if not self.community.message(channel, message) and isinstance(message, (BlobWant, BlobMissing)):
             self.exchange.message(link, message)
 
     def trust_message(self, link: Link, message: Revocations | Renewals) -> None:
