@@ -167,6 +167,7 @@ class _Admission:
     """What the other end may do: everything."""
 
     roles = frozenset(Role)
+    invitation = None
 
 
 class BenchLink:

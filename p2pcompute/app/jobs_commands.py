@@ -8,6 +8,7 @@ import click
 
 from p2pcompute.app.common import Command, Group, Settings, json_option, note, peer_option, run_async, settings_of
 from p2pcompute.app.render import (
+    Column,
     console,
     duration,
     plain,
@@ -16,8 +17,28 @@ from p2pcompute.app.render import (
     print_table,
     printable,
     result_text,
+    size_text,
 )
 
+_USED_COLUMNS: list[Column] = [
+    ("peer", lambda row: str(row["peer"]), "left"),
+    ("tasks", lambda row: str(row["attempts"]), "right"),
+    ("CPU", lambda row: duration(row["cpu_s"]), "right"),
+    ("time", lambda row: duration(row["wall_s"]), "right"),
+    ("peak memory", lambda row: size_text(row["peak_memory_bytes"]), "right"),
+    ("read", lambda row: size_text(row["read_bytes"]), "right"),
+    ("written", lambda row: size_text(row["written_bytes"]), "right"),
+]
+_TASK_COLUMNS: list[Column] = [
+    ("task", lambda row: str(row["task"]), "right"),
+    ("peer", lambda row: str(row["peer"] or "-"), "left"),
+    ("outcome", lambda row: str(row["outcome"]), "left"),
+    ("attempt", lambda row: str(row.get("attempt", "-")), "right"),
+    ("time", lambda row: duration(row.get("wall_s")), "right"),
+    ("CPU", lambda row: duration(row.get("cpu_s")), "right"),
+    ("peak memory", lambda row: size_text(row.get("peak_memory_bytes")), "right"),
+    ("before", lambda row: _tried(row["attempts"]), "left"),
+]
 _job_argument = click.argument("job", metavar="JOB")
 
 
@@ -93,6 +114,28 @@ def show(ctx: click.Context, job: str, peer: str | None, as_json: bool) -> None:
         [row for row in details["attempts"] if row["outcome"] != "returned"],
         empty="every attempt succeeded",
     )
+    print_table("what it used", _USED_COLUMNS, details["used"]["by_peer"], empty="nothing has ended yet")
+
+
+@job.command(examples="p2pcompute job explain abcdefgh\np2pcompute job explain abcdefgh 17 --json")
+@_job_argument
+@click.argument("task", type=int, required=False)
+@peer_option
+@json_option
+@click.pass_context
+def explain(ctx: click.Context, job: str, task: int | None, peer: str | None, as_json: bool) -> None:
+    """Tell where the tasks of JOB ran, how often they were tried and why, and what they used; TASK: of this one alone."""
+    found = _ask(settings_of(ctx), peer, "job.explain", job=job, task=task)
+    if as_json:
+        print_json(found)
+        return
+    asked = "; ".join(found["requirements"]) or "nothing special"
+    note(printable(f"job {found['job']} ({found['name']}): strategy {found['strategy']}, requires {asked}"))
+    print_table("", _TASK_COLUMNS, found["tasks"], empty="no task has ended yet")
+    if task is None:
+        print_table("what it used", _USED_COLUMNS, found["used"]["by_peer"], empty="nothing yet")
+        if found["remembered"] > len(found["tasks"]):
+            note(f"the newest {len(found['tasks'])} of {found['remembered']} tasks; give a number for an older one")
 
 
 @job.command(examples="p2pcompute job result abcdefgh\np2pcompute job result abcdefgh --wait --json")
@@ -160,6 +203,10 @@ async def _call(settings: Settings, peer: str | None, method: str, arguments: di
 def _done(row: Any) -> str:
     total = row["tasks_total"]
     return f"{row['tasks_done']}/{'?' if total is None else total}"
+
+
+def _tried(attempts: list[dict[str, Any]]) -> str:
+    return printable("; ".join(f"{one['peer']}: {one['outcome']} ({one['detail'].strip()[-80:]})" for one in attempts))
 
 
 def _by_peer(counts: dict[str, int]) -> str:

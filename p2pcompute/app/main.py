@@ -17,6 +17,7 @@ from p2pcompute.app import (
     doctor_command,
     jobs_commands,
     network_commands,
+    owner_commands,
     peer_commands,
     run_command,
     submit_commands,
@@ -87,6 +88,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     *peer_commands.COMMANDS,
+    *owner_commands.COMMANDS,
     topology_command.topology,
     network_commands.network,
     *submit_commands.COMMANDS,

@@ -116,6 +116,32 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800, "
     help="Image that programs may have pulled, * for any letters; never (default) or always; may be repeated.",
 )
 @click.option("--container-socket", metavar="PATH", help="Socket of dockerd or podman (default: the usual places).")
+@click.option(
+    "--trust",
+    "trusted",
+    metavar="ID",
+    multiple=True,
+    help="Whole id of a peer, or of an invitation, that may use commands, containers and grants; may be repeated.",
+)
+@click.option(
+    "--yield-to-load",
+    metavar="SHARE",
+    help="Lend fewer slots while other programs use more than this of the cores, such as 25% (never).",
+)
+@click.option("--on-battery", metavar="WHAT", help="On battery: pause, run, or how many slots to lend (pause).")
+@click.option(
+    "--schedule",
+    metavar="WINDOW",
+    multiple=True,
+    help="When to lend, such as 'mon-fri 18:00-08:00' or sat-sun; may be repeated (always).",
+)
+@click.option(
+    "--yield-grace",
+    "yield_grace_s",
+    metavar="SECONDS",
+    help="How long others' tasks go on when slots are taken back (60).",
+)
+@click.option("--reserved-slots", metavar="COUNT", help="Slots kept for urgent jobs, of priority 8 and 9 (0).")
 @click.option("--instance", metavar="NUMBER", help="Instance folder to use (default: the first free one).")
 @click.option("--log-format", type=click.Choice(["console", "json"]), help="How log lines look.")
 @json_option
@@ -279,6 +305,8 @@ async def _peers(settings: Settings, wanted: str | None, wide: bool, watch: bool
             print_json(document)
         else:
             print_table("", peer_columns(wide=wide), [document["own"], *document["peers"]], empty="no peers")
+            if document["own"].get("yields_because"):
+                note(printable(f"this peer {document['own']['yields_because']}"))
             for whom, trouble in document.get("troubles", {}).items():
                 note(printable(f"trouble with {whom}: {trouble}"))
 

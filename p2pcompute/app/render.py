@@ -107,6 +107,17 @@ def number(value: Any, digits: int = 0, unit: str = "") -> str:
     return "-" if value is None else f"{value:.{digits}f}{unit}"
 
 
+def size_text(size_bytes: float | None) -> str:
+    """Bytes for a table: "12 MiB"; a dash for none, or where they are unknown."""
+    if not size_bytes:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024 or unit == "GiB":
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:.0f} {unit}"
+
+
 def duration(seconds: float | None) -> str:
     """A duration for a table: "0.42 s", "3 min 05 s", "2 h 10 min"."""
     if seconds is None:
@@ -207,6 +218,8 @@ def _reach(row: Row) -> str:
 
 
 def _state(row: Row) -> str:
+    yields = row.get("yields") or []
+    lends = f", {'lends less' if row['slots'] else 'paused'} ({', '.join(yields)})" if yields else ""
     if row["status"] == "self":
-        return "this peer"
-    return f"{row['status']}, {'linked' if row['linked'] else 'not linked'}"
+        return f"this peer{lends}"
+    return f"{row['status']}, {'linked' if row['linked'] else 'not linked'}{lends}"

@@ -307,8 +307,8 @@ class WorkerPool:
         match head:
             case [protocol.ENDS, bytes(rows)]:
                 self._on_ends(worker, protocol.parse_ends(rows))
-            case [protocol.END_LARGE, serial, outcome, wall_us]:
-                self._on_ends(worker, [(serial, outcome, wall_us, tail)])
+            case [protocol.END_LARGE, serial, outcome, wall_us, usage]:
+                self._on_ends(worker, [(serial, outcome, wall_us, tail, usage)])
             case [protocol.NEWS, list(progress), list(output)]:
                 heard, printed = worker.take_news(progress, output)
                 if heard or printed:

@@ -13,7 +13,7 @@ from p2pcompute.execution.sandbox.grants import GrantedFolder
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UsageError
 from p2pcompute.model.ids import BlobId, PeerId, ProgramId
-from p2pcompute.model.job import Outcome
+from p2pcompute.model.job import NO_USAGE, Outcome, Usage
 from p2pcompute.model.peer import Isolation
 
 
@@ -38,13 +38,14 @@ class TaskRun:
 
 @dataclass(frozen=True, slots=True)
 class TaskEnd:
-    """How an attempt ended. `payload`: as `wire.messages.Results` defines it for `outcome`."""
+    """How an attempt ended. `payload`: as `wire.messages.Results` defines it for `outcome`; `usage`: what it used, as far as is known."""
 
     task: int
     attempt: int
     outcome: Outcome
     wall_us: int
     payload: bytes
+    usage: Usage = NO_USAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from p2pcompute.execution.pool_types import ProgramKey, TaskEnd, TaskRun
 from p2pcompute.execution.worker_output import STDERR, STDOUT, dropped_note
 from p2pcompute.model import limits
 from p2pcompute.model.ids import BLOB_ID_BYTES, BlobId
-from p2pcompute.model.job import Outcome
+from p2pcompute.model.job import NO_USAGE, Outcome, Usage
 
 if sys.platform != "win32":
     import fcntl
@@ -170,13 +170,14 @@ class PoolWorker:
         ends = []
         for row in rows:
             try:
-                serial, code, wall_us, payload = row
+                serial, code, wall_us, payload = row[:4]
+                usage = NO_USAGE if len(row) == 4 else usage_of(*row[4:])
                 outcome = _OUTCOMES[code]
                 if type(payload) is not bytes or type(wall_us) is not int or wall_us < 0:
                     raise TypeError("a payload that is no bytes, or a time that is none")
                 run = self.pending.pop(serial, None)
                 if run is not None:
-                    ends.append(TaskEnd(run.task, run.attempt, outcome, wall_us, payload))
+                    ends.append(TaskEnd(run.task, run.attempt, outcome, wall_us, payload, usage))
                     self.tasks_done += 1
             except (TypeError, ValueError, KeyError) as error:
                 raise protocol.MalformedFrameError(f"an end that is none: {error}") from error
@@ -300,6 +301,13 @@ class PoolWorker:
         self.page.close()
         for descriptor in (*self._outputs.values(), self._lifeline):
             os.close(descriptor)
+
+
+def usage_of(numbers: object) -> Usage:
+    """What a worker says that a task used. Raises TypeError, ValueError."""
+    if type(numbers) is not list or not all(type(each) is int and 0 <= each <= limits.USAGE_MAX for each in numbers):
+        raise TypeError("a usage that is none")
+    return Usage(*numbers)
 
 
 def end_of(run: TaskRun, outcome: Outcome, payload: bytes, wall_s: float = 0.0) -> TaskEnd:

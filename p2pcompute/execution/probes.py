@@ -16,6 +16,7 @@ from types import ModuleType
 
 import psutil
 
+from p2pcompute.execution.process_tree import family_cpu_s
 from p2pcompute.execution.resources import worker_environment
 from p2pcompute.execution.sandbox.probe import SandboxReport, probe
 from p2pcompute.model.capability import Capability, Gpu
@@ -104,6 +105,43 @@ class HardwareProbe:
             self._gpu_summary = self._gpus.read()
             self._gpu_asked_at = now
         return self._gpu_summary
+
+
+class OthersProbe:
+    """How many cores processes are busy with that are not the peer's own: neither this one nor its descendants.
+
+    A container engine's or a cluster's processes are nobody's descendants here, and count as others'.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        #: Of the last sample: when, busy seconds of all cores, those of this process family; None before the first.
+        self._last: tuple[float, float, float] | None = None
+
+    def sample(self) -> float | None:
+        """Cores, since the sample before; None at the first. Reads files of every process: call it off the loop."""
+        every = _cpu_times()
+        now, busy_s, own_s = self._clock.monotonic(), every[0] - every[1], family_cpu_s(os.getpid())
+        last, self._last = self._last, (now, busy_s, own_s)
+        if last is None or now - last[0] <= 0:
+            return None
+        # What a process spent that ended without being waited for is lost, so that sums may fall.
+        own_s = max(own_s - last[2], 0.0)
+        return max(busy_s - last[1] - own_s, 0.0) / (now - last[0])
+
+
+def machine_cores() -> int:
+    """Cores of the whole machine, whatever this process may use of them."""
+    return os.cpu_count() or 1
+
+
+def on_battery() -> bool | None:
+    """Whether the machine runs on its battery; None where it has none or does not tell."""
+    try:
+        battery = psutil.sensors_battery()
+    except (AttributeError, OSError, NotImplementedError, RuntimeError):
+        return None
+    return None if battery is None or battery.power_plugged is None else not battery.power_plugged
 
 
 class GpuProbe:

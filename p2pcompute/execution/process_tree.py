@@ -110,6 +110,47 @@ def weigh_families(leaders: Sequence[int], limits_bytes: Sequence[int | None]) -
     return weights
 
 
+def family_cpu_s(leader: int) -> float:
+    """CPU seconds of `leader`, all its descendants, and those that ended and were waited for. Reads files: call it off the loop."""
+    spent: dict[int, float] = {}
+    children: dict[int, list[int]] = {}
+    for pid, parent, cpu_s in _cpu_of_all():
+        spent[pid] = cpu_s
+        children.setdefault(parent, []).append(pid)
+    family = [leader]
+    for member in family:  # grows while it is walked
+        family.extend(children.get(member, ()))
+    return sum(spent.get(member, 0.0) for member in family)
+
+
+def _cpu_of_all() -> Iterator[tuple[int, int, float]]:
+    """(pid, parent, CPU seconds with those of children that ended) of every process that can be seen."""
+    if sys.platform == "linux":
+        ticks = os.sysconf("SC_CLK_TCK")
+        for pid, words in _stat_lines():
+            yield pid, int(words[1]), sum(map(int, words[11:15])) / ticks
+    else:
+        import psutil  # here, because the template imports this module and forks what it holds
+
+        for process in psutil.process_iter(["ppid", "cpu_times"]):
+            times = process.info["cpu_times"]
+            if times is not None:
+                waited_s = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+                yield process.pid, process.info["ppid"] or 0, times.user + times.system + waited_s
+
+
+def _stat_lines() -> Iterator[tuple[int, list[bytes]]]:
+    """(pid, what /proc says of it from its state on) of every process of this Linux."""
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                yield int(name), file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+
+
 @dataclass(frozen=True, slots=True)
 class _Process:
     parent: int
@@ -122,15 +163,8 @@ def _all_processes() -> dict[int, _Process]:
     found: dict[int, _Process] = {}
     if sys.platform == "linux":
         page_bytes = os.sysconf("SC_PAGE_SIZE")
-        for name in os.listdir("/proc"):
-            if not name.isdecimal():
-                continue
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    words = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue  # it ended meanwhile
-            found[int(name)] = _Process(int(words[1]), int(words[21]) * page_bytes, int(words[17]))
+        for pid, words in _stat_lines():
+            found[pid] = _Process(int(words[1]), int(words[21]) * page_bytes, int(words[17]))
     else:
         import psutil  # here, because the template imports this module and forks what it holds
 

@@ -29,6 +29,7 @@ from p2pcompute.execution.values import Handle
 from p2pcompute.execution.worker_handles import KEPT_BYTES_MAX
 from p2pcompute.execution.worker_output import STDERR, STDOUT, OutputCapture
 from p2pcompute.execution.worker_reports import Helper, Reports, end_process_group
+from p2pcompute.execution.worker_usage import Meter
 from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import BlobMissingError
 from p2pcompute.model.job import Outcome
@@ -88,6 +89,8 @@ class Worker:
         self._reports = Reports(self._connection, self._output, self._page)
         self._helper = Helper(self._reports, self._output, descriptors.lifeline)
         self._program: RunsTasks | None = None
+        #: Measures what tasks use.
+        self._meter = Meter()
         #: What came to be loaded and is not yet: loading may itself receive.
         self._to_load: tuple[WorkerSettings, bytearray] | None = None
         #: (serial, entry, arguments or None where memory does not hold them), in the order they came.
@@ -135,13 +138,14 @@ class Worker:
         assert self._program is not None
         self._reports.begin(serial)
         began_ns = time.monotonic_ns()
+        self._meter.begin(began_ns)
         self._page.began(serial, began_ns)
         outcome, payload = self._program.run(entry, arguments)
         if os.getpid() != self._pid:
             end_child(outcome)
         wall_us = (time.monotonic_ns() - began_ns) // 1000
         self._page.ended()
-        self._reports.end(serial, outcome, wall_us, payload)
+        self._reports.end(serial, outcome, wall_us, payload, self._meter.end(wall_us))
 
     # incoming
 
@@ -254,6 +258,10 @@ class Worker:
             self._reports.send(protocol.FAILED, error.reason, error.module, error.text)
             end_process_group()
         self._output.end()
+        counts = self._program
+        if hasattr(counts, "last_fuel"):
+            # Engines that count their work say so by an attribute of that name.
+            self._meter.fuel = lambda: int(counts.last_fuel)
         self._reports.send(protocol.READY)
 
 

@@ -54,9 +54,10 @@ BLOB = 5
 READY = 11
 #: [FAILED, reason, module, text]: the program does not load; the worker ends.
 FAILED = 12
-#: [ENDS, rows, one after the other, each packed as [serial, outcome, wall_us, payload]]
+#: [ENDS, rows, one after the other, each packed as [serial, outcome, wall_us, payload], or with a list of the first fields of
+#: `model.job.Usage` as a fifth place.]
 ENDS = 13
-#: [END_LARGE, serial, outcome, wall_us]; tail: the payload.
+#: [END_LARGE, serial, outcome, wall_us, usage]; tail: the payload.
 END_LARGE = 14
 #: [NEWS, [[serial, fraction, message], …], [[serial, 1 or 2, bytes], …]]
 NEWS = 15
@@ -72,6 +73,10 @@ KILL = 22
 FORKED = 23
 #: [EXITED, number, status as `subprocess` counts it]
 EXITED = 24
+
+
+#: Fields of `model.job.Usage`; a row of ENDS has fewer places.
+USAGE_NUMBERS_MAX = 6
 
 
 class MalformedFrameError(ProtocolError):
@@ -105,9 +110,11 @@ def parse_header(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tup
     return head_bytes, tail_bytes
 
 
-def pack_end(serial: int, outcome: int, wall_us: int, payload: bytes) -> bytes:
+def pack_end(serial: int, outcome: int, wall_us: int, payload: bytes, usage: Sequence[int] = ()) -> bytes:
     """One row of ENDS."""
-    row: bytes = msgpack.packb((serial, outcome, wall_us, payload))
+    row: bytes = msgpack.packb(
+        (serial, outcome, wall_us, payload, usage) if usage else (serial, outcome, wall_us, payload)
+    )
     return row
 
 
@@ -115,7 +122,12 @@ def parse_ends(rows: bytes) -> list[Any]:
     """The rows of ENDS. Raises MalformedFrameError."""
     size = max(len(rows), 1)
     unpacker = msgpack.Unpacker(
-        max_buffer_size=size, max_bin_len=size, max_str_len=0, max_array_len=4, max_map_len=0, max_ext_len=0
+        max_buffer_size=size,
+        max_bin_len=size,
+        max_str_len=0,
+        max_array_len=USAGE_NUMBERS_MAX,
+        max_map_len=0,
+        max_ext_len=0,
     )
     try:
         unpacker.feed(rows)

@@ -66,7 +66,7 @@ class Reports:
         self._serial = serial
         self._output.begin(serial)
 
-    def end(self, serial: int, outcome: Outcome, wall_us: int, payload: bytes) -> None:
+    def end(self, serial: int, outcome: Outcome, wall_us: int, payload: bytes, usage: tuple[int, ...] = ()) -> None:
         """`serial` has ended; sent at once where it is large or enough has gathered."""
         self._output.end()
         self._serial = 0
@@ -79,11 +79,11 @@ class Reports:
             self.flush()
             with self._sending:
                 self._connection.sendall(
-                    protocol.pack_frame((protocol.END_LARGE, serial, int(outcome), wall_us), len(payload))
+                    protocol.pack_frame((protocol.END_LARGE, serial, int(outcome), wall_us, usage), len(payload))
                 )
                 self._connection.sendall(payload)
             return
-        row = protocol.pack_end(serial, int(outcome), wall_us, payload)
+        row = protocol.pack_end(serial, int(outcome), wall_us, payload, usage)
         with self._sending:
             self._page.mirror(row)
             self._ends.append(row)

@@ -4,7 +4,7 @@ A record has about a kilobyte and goes to everybody; a load update has 119 bytes
 everybody who hears them, so how often each may be said depends on how many hear it, which keeps what a peer sends for updates
 within a budget whatever the size of the network. Rules:
 
-- where a peer is, what it offers and whether it leads (addresses, reach, relays, functions, labels, slots, roles) is told at once;
+- where a peer is, what it offers and whether it leads (addresses, reach, relays, functions, labels, slots and why they are fewer, roles) is told at once;
 - its edges, its coordinate and its hardware's figures when they changed by more than noise: a few at once after a start, then
   one in half a minute, and in a larger network as often as all peers' records together leave room (`shared_budget.py`), by lot: what makes
   one peer's edges change often makes everybody's change at the same moment;
@@ -195,7 +195,7 @@ def offers_differ(told: PeerRecord, new: PeerRecord) -> bool:
         for name in (
             "name", "addresses", "slots", "roles", "isolation", "functions", "labels", "leaving", "protocol", "reach", "relays",
             "leads",
-            "cost_per_hour", "performance_tier", "engines", "grants",
+            "cost_per_hour", "performance_tier", "engines", "grants", "yields",
         )
     )  # fmt: skip
 

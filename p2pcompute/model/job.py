@@ -172,6 +172,41 @@ class Outcome(enum.IntEnum):
 FINAL_OUTCOMES = frozenset({Outcome.RETURNED, Outcome.RAISED, Outcome.UNSHIPPABLE, Outcome.TIMED_OUT})
 
 
+#: A task that took less is taken to have kept one core busy: measuring it would cost more than it is worth.
+SHORT_TASK_US = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used, as far as whoever ran it could tell; 0: nothing, or not known.
+
+    `cpu_us`: of all threads, and of children that were waited for; `peak_memory_bytes`: at most, resident, of the process that ran it; `read_bytes`,
+    `written_bytes`: asked for by reading and writing files and pipes; `fuel`: units of an engine that counts its work;
+    `gpu_us`: time in which accelerators worked for it.
+    """
+
+    cpu_us: int = 0
+    peak_memory_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    fuel: int = 0
+    gpu_us: int = 0
+
+    def numbers(self) -> tuple[int, ...]:
+        """The fields in their order without zeros at the end, as they travel."""
+        values = (
+            self.cpu_us, self.peak_memory_bytes, self.read_bytes, self.written_bytes, self.fuel, self.gpu_us
+        )  # fmt: skip
+        count = len(values)
+        while count and not values[count - 1]:
+            count -= 1
+        return values[:count]
+
+
+#: Of an attempt of which nothing is known.
+NO_USAGE = Usage()
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to run one attempt of one task at one peer."""

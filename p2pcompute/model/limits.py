@@ -55,6 +55,16 @@ ENGINES_MAX = 16
 GRANT_CHARS_MAX = 280
 #: Grants of one peer, or that one program asks for; a dozen folders are many.
 GRANTS_MAX = 32
+#: One number of what a task used, microseconds, bytes or units of fuel: more than any machine does in a year, and sums fit into 64 bits.
+USAGE_MAX = 1 << 50
+#: Origins whose use of this peer is added up one by one; of those before them the sum is kept.
+ACCOUNTS_KEPT = 4_096
+#: Usages of results that no word on whether they count has come for yet: some batches from every peer.
+USAGES_HELD_MAX = 1 << 14
+#: Windows of one schedule: a few for each day of the week.
+SCHEDULE_WINDOWS_MAX = 32
+#: Reasons why a peer lends less, in its record; four exist.
+YIELDS_MAX = 8
 #: Tracebacks and error messages that come back from a peer.
 TRACEBACK_CHARS_MAX = 20_000
 #: A signed record; about 600 bytes are used, the rest is room for unknown fields of later versions.

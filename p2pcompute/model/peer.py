@@ -170,6 +170,8 @@ class PeerRecord:
     engines: tuple[str, ...] = ("python",)
     #: What its owner grants to programs that ask, as `model.engine` writes it.
     grants: tuple[str, ...] = ()
+    #: Why it lends less than it could at present: names of `jobs.yielding.Why`, of a later version also others.
+    yields: tuple[str, ...] = ()
     unknown: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from p2pcompute.model.errors import BlobMissingError
-from p2pcompute.model.ids import BlobId, PeerId
+from p2pcompute.model.ids import BlobId, InvitationId, PeerId
 from p2pcompute.model.peer import Role
 from p2pcompute.net.blobs import BlobExchange
 from p2pcompute.net.link import Link
@@ -33,6 +33,10 @@ class Channel(Protocol):
     @property
     def roles(self) -> frozenset[Role]:
         """What the other end may ask of us."""
+
+    @property
+    def invitation(self) -> InvitationId | None:
+        """By which the other end was admitted; None: it is this very peer."""
 
     @property
     def is_local(self) -> bool:
@@ -63,6 +67,7 @@ class LinkChannel:
         self._exchange = exchange
         self.peer = link.peer
         self.roles = link.admission.roles
+        self.invitation = InvitationId(link.admission.invitation)
 
     @property
     def rtt_s(self) -> float:
@@ -90,6 +95,7 @@ class LocalChannel:
     is_behind = False
     rtt_s = 0.0
     roles = frozenset(Role)
+    invitation = None
 
     def __init__(self, peer: PeerId, store: BlobStore) -> None:
         self.peer = peer

@@ -19,17 +19,17 @@ _GIB = 1 << 30
 
 
 class HasSlots(Protocol):
-    """A lender, as far as a cluster is concerned."""
+    """What lends, as far as a cluster is concerned."""
 
-    def set_slots(self, slots: int) -> None:
-        """Lend so many."""
+    def resize(self, slots: int) -> None:
+        """There are so many from now on, and the record says so."""
 
 
 class HasRecord(Protocol):
     """What a peer says of itself, as far as a cluster is concerned."""
 
-    def set_slots(self, slots: int, python: str = "") -> None:
-        """Say so, and which version of Python runs tasks."""
+    def set_python(self, version: str) -> None:
+        """Which version of Python runs tasks."""
 
 
 class ClusterSide:
@@ -46,9 +46,9 @@ class ClusterSide:
         #: As last told; no slots until the cluster has answered.
         self.state = ClusterState(0)
 
-    def tells(self, lender: HasSlots, own: HasRecord) -> None:
-        """From now on `lender` lends what the cluster has, no more than `slots` of the configuration, and `own` says so."""
-        self._told = (lender, own)
+    def tells(self, lending: HasSlots, own: HasRecord) -> None:
+        """From now on `lending` lends what the cluster has, no more than `slots` of the configuration, and `own` says so."""
+        self._told = (lending, own)
 
     def pool(self, events: PoolEvents, clock: Clock, entropy: Entropy, numbers: Iterator[int]) -> ClusterPool:
         """What runs the tasks, not started yet."""
@@ -77,9 +77,9 @@ class ClusterSide:
             self._log.info("cluster", cluster=self._name, slots=state.slots, python=state.python)
         self.state = lent
         if self._told is not None:
-            lender, own = self._told
-            lender.set_slots(lent.slots)
-            own.set_slots(lent.slots, lent.python)
+            lending, own = self._told
+            lending.resize(lent.slots)
+            own.set_python(lent.python)
 
 
 def cluster_of(config: PeerConfig, log: FilteringBoundLogger) -> ClusterSide | None:

@@ -14,7 +14,24 @@ from p2pcompute.node.coordinator import Coordinator
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.origin import Origin
 from p2pcompute.storage.blobs import BlobStore
-from p2pcompute.wire.messages import Message
+from p2pcompute.wire.messages import (
+    CommunityGrant,
+    Grant,
+    JobAccept,
+    JobClose,
+    JobOpen,
+    JobRefuse,
+    Message,
+    Partial,
+    Results,
+    TaskNews,
+    Tasks,
+    TasksCancel,
+    TasksRecall,
+)
+
+_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews, CommunityGrant, Partial)
+_FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 
 class Community:
@@ -42,6 +59,18 @@ class Community:
         coordinator.is_own = origin.jobs.__contains__
 
     def message(self, channel: Channel, message: Message) -> bool:
+        """Take what another peer says of jobs, to whom it is for; whether it was of jobs."""
+        if self._of_a_share(channel, message):
+            return True
+        if isinstance(message, _FOR_ORIGIN):
+            self._origin.message(channel, message)
+        elif isinstance(message, _FOR_LENDER):
+            self._lender.message(channel, message)
+        else:
+            return False
+        return True
+
+    def _of_a_share(self, channel: Channel, message: Message) -> bool:
         """Take `message` where it is the coordinator's business; whether it was."""
         if not self._coordinator.takes(channel.peer, message):
             return False
@@ -49,7 +78,7 @@ class Community:
         return True
 
     def _said_by_own_member(self, channel: Channel, message: Message) -> None:
-        self.message(channel, message)
+        self._of_a_share(channel, message)
 
     def linked(self, channel: Channel) -> None:
         """There is a new link to a peer, perhaps in place of one over which it has jobs here."""
@@ -62,6 +91,11 @@ class Community:
             self._origin.peer_usable(channel, facts)
             self._coordinator.peer_usable(channel, facts)
         self._origin.seat_usable(channel, facts)
+
+    @property
+    def own_slots(self) -> int:
+        """Slots of this peer for jobs of its own user."""
+        return self._lender.slots
 
     def own_usable(self, facts: Facts) -> None:
         """This peer itself lends, and `facts` are known of it."""

@@ -20,9 +20,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from p2pcompute.jobs.schedule import ALWAYS, Schedule
 from p2pcompute.model import limits
 from p2pcompute.model.engine import Engine, grants_of
 from p2pcompute.model.errors import ConfigError, UnknownNameError, UsageError
+from p2pcompute.model.ids import parse_peer_id
 from p2pcompute.model.peer import Address
 from p2pcompute.model.requirement import TIER_DEFAULT, TIERS
 
@@ -125,6 +127,18 @@ class PeerConfig:
     pull_images: tuple[str, ...] = ()
     #: The socket of dockerd or podman; None: DOCKER_HOST, else the usual places.
     container_socket: Path | None = None
+    #: Whom the owner trusts with containers, commands and grants: ids of peers, or of invitations as `invite --json` shows them.
+    trusted: tuple[bytes, ...] = ()
+    #: Part of the machine's cores, above 0 to 1, that programs other than this peer's may use before it lends fewer slots; None: all.
+    yield_to_load: float | None = None
+    #: Slots that are lent while the machine runs on its battery; None: all.
+    on_battery: int | None = 0
+    #: When slots are lent, in local time, such as "mon-fri 18:00-08:00" or "sat-sun"; empty: always.
+    schedule: Schedule = ALWAYS
+    #: Seconds that tasks of others go on for when slots are taken back, before they are tried elsewhere.
+    yield_grace_s: float = 60.0
+    #: Slots kept for jobs of priority 8 and 9 by those who are trusted to ask for that.
+    reserved_slots: int = 0
     #: Number of the instance folder to use, from 1; None: the first one that no running peer uses.
     instance: int | None = None
     #: Least severe log line that is written to stderr.
@@ -391,6 +405,55 @@ def _socket(value: object) -> Path:
     return place
 
 
+def _trusted(value: object) -> tuple[bytes, ...]:
+    found = []
+    for member in _members(value):
+        if re.fullmatch(r"[0-9a-fA-F]{64}", member):
+            found.append(bytes.fromhex(member))
+        else:
+            found.append(bytes(parse_peer_id(member)))
+    return tuple(dict.fromkeys(found))
+
+
+def _load_share(value: object) -> float | None:
+    if isinstance(value, str) and value.strip().lower() == "never":
+        return None
+    percent = isinstance(value, str) and value.strip().endswith("%")
+    try:
+        share = float(str(value).strip().removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if isinstance(value, bool) or not 0 < share <= 1:
+        raise ValueError("write a part of the machine's cores above 0 to 1 such as 0.25 or 25%, or never")
+    return share
+
+
+def _on_battery(value: object) -> int | None:
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return None if word == "run" else 0 if word == "pause" else _slots_on_battery(value)
+
+
+def _slots_on_battery(value: object) -> int:
+    try:
+        return _whole(0, 4_096)(value)
+    except ValueError as error:
+        raise ValueError("write pause, run, or how many slots are lent on battery") from error
+
+
+def _schedule(value: object) -> Schedule:
+    return value if isinstance(value, Schedule) else Schedule.parse(_members(value))
+
+
+def _grace(value: object) -> float:
+    try:
+        grace_s = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        grace_s = math.nan
+    if not 0 <= grace_s <= 86_400:
+        raise ValueError("write seconds from 0 to 86400")
+    return grace_s
+
+
 def _one_of(valid: tuple[str, ...]) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if not isinstance(value, str) or value.lower() not in valid:
@@ -424,6 +487,12 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "folders": _folders,
     "pull_images": _images,
     "container_socket": _socket,
+    "trusted": _trusted,
+    "yield_to_load": _load_share,
+    "on_battery": _on_battery,
+    "schedule": _schedule,
+    "yield_grace_s": _grace,
+    "reserved_slots": _whole(0, 4_096),
     "instance": _whole(1, 9_999),
     "log_level": _one_of(LOG_LEVELS),
     "log_format": _one_of(LOG_FORMATS),

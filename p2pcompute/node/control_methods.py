@@ -27,6 +27,7 @@ from p2pcompute.model.job import Aggregation, JobOptions, JobSpec
 from p2pcompute.model.peer import Role
 from p2pcompute.net.control import ControlCall
 from p2pcompute.node import status
+from p2pcompute.node.explaining import explain_document, spent_document, used_document
 from p2pcompute.node.job_stream import JobEnd, JobRequest, OutputRow, ResultRow
 from p2pcompute.node.origin_job import OriginJob
 from p2pcompute.node.peer import Peer
@@ -56,6 +57,7 @@ class ControlMethods:
             "job.submit": self._submit,
             "jobs": self._jobs,
             "job.show": self._show,
+            "job.explain": self._explain,
             "job.result": self._result,
             "job.cancel": self._cancel,
             "job.logs": self._logs,
@@ -64,6 +66,8 @@ class ControlMethods:
             "drop": self._drop,
             "invite": self._invite,
             "revoke": self._revoke,
+            "pause": self._pause,
+            "resume": self._resume,
             "stop": self._stop_peer,
         }
 
@@ -102,6 +106,11 @@ class ControlMethods:
             "links": len(peer.overlay.hub.links),
             "reaching": status.reach_document(peer.side, peer.name_of),
             "tasks_done": peer.lender.tasks_done,
+            "done_for": [
+                {"peer": peer.name_of(origin), **spent_document(spent)}
+                for origin, spent in peer.lender.spent.of.items()
+            ],
+            **peer.yielding.document(),
             "troubles": {whom: trouble.what for whom, trouble in peer.overlay.troubles.items()},
         }
 
@@ -124,6 +133,7 @@ class ControlMethods:
                     self._peer.own.now, None, None, None, name_of=self._peer.name_of, records=self._peer.records
                 ),
                 "may_relay": self._peer.config.relay,
+                **self._peer.yielding.document(),
             },
             "peers": [self._row(entry.record.peer) for entry in view.entries],
             "troubles": {whom: trouble.what for whom, trouble in self._peer.overlay.troubles.items()},
@@ -148,6 +158,15 @@ class ControlMethods:
                 await call.notice({"event": kind, "row": self._row(peer), "text": text})
         finally:
             unwatch()
+
+    async def _pause(self, call: ControlCall) -> Document:
+        for_s = call.arguments.get("for_s")
+        await self._peer.yielding.pause(None if for_s is None else float(for_s))
+        return self._peer.yielding.document()
+
+    async def _resume(self, _: ControlCall) -> Document:
+        await self._peer.yielding.resume()
+        return self._peer.yielding.document()
 
     async def _stop_peer(self, _: ControlCall) -> None:
         asyncio.get_running_loop().call_soon(self._stop)
@@ -250,7 +269,12 @@ class ControlMethods:
 
     async def _show(self, call: ControlCall) -> Document:
         job = self._job(call)
-        return status.job_details(job, self._peer.origin.progress(job.spec.job), self._names())
+        details = status.job_details(job, self._peer.origin.progress(job.spec.job), self._names())
+        return {**details, "used": used_document(job, self._peer.name_of)}
+
+    async def _explain(self, call: ControlCall) -> Document:
+        task = call.arguments.get("task")
+        return explain_document(self._job(call), None if task is None else int(task), self._peer.name_of)
 
     async def _result(self, call: ControlCall) -> Document:
         job = self._job(call)

@@ -19,9 +19,9 @@ from p2pcompute.model.ids import BlobId, JobId, PeerId, short_peer_id
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.delegate import Delegate
-from p2pcompute.node.delegations import MAY_SUBMIT
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.trust.tiers import MAY_SUBMIT
 from p2pcompute.wire.messages import (
     Grant,
     JobAccept,

@@ -19,14 +19,14 @@ from p2pcompute.jobs.strategies import Registry
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, P2PComputeError
 from p2pcompute.model.ids import BlobId, JobId, PeerId, TaskIndex, format_job_id
-from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.job import Outcome, Payload, Usage
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.bringing import Bringing
 from p2pcompute.node.channels import Channel
 from p2pcompute.node.dispatching import Dispatching
 from p2pcompute.node.share import Share, spec_of
 from p2pcompute.node.supervise import Supervisor
-from p2pcompute.node.upward import GATHER_S, Upward, said
+from p2pcompute.node.upward import GATHER_S, UpRow, Upward, said
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.wire.messages import (
     CommunityGrant,
@@ -342,15 +342,16 @@ class Delegate(Dispatching[Share]):
             if share.row_of(report.task) is None:
                 added.extend(share.merge_ended(report.task, payload if report.outcome is Outcome.RETURNED else None))
                 continue
+            used = self._usage_of(effect.job, report.task, report.attempt, peer)
             task, attempt = share.settle(report.task)
             stays = False
             if report.outcome is Outcome.RETURNED or not share.is_fetched(len(payload)):
                 stays, merges = share.merge(task, attempt, report.outcome, payload, peer)
                 added.extend(merges)
             if stays:
-                self._up.row(share.spec.job, (task, attempt, Outcome.MERGED, wall_us, Payload(), peer))
+                self._up.row(share.spec.job, (task, attempt, Outcome.MERGED, wall_us, Payload(), peer), used)
             else:
-                self._up_result(share, (task, attempt), report.outcome, wall_us, payload, peer)
+                self._up_result(share, (task, attempt, report.outcome, wall_us, Payload(), peer), payload, used)
         if added:
             self._pump.feed(dispatch.TasksAdded(effect.job, tuple(added)))
         self._look_whether_idle(share)
@@ -434,21 +435,20 @@ class Delegate(Dispatching[Share]):
         workers = cut.workers[: limits.SHARE_MEMBERS_MAX]
         self._up.send(Partial(share.spec.job, share.partials, cut.rows, payload, workers))
 
-    def _up_result(
-        self, share: Share, row: tuple[int, int], outcome: Outcome, wall_us: int, payload: Bytes, worker: PeerId
-    ) -> None:
-        size = len(payload)
+    def _up_result(self, share: Share, row: UpRow, result: Bytes, usage: Usage) -> None:
+        """`result` goes up as the payload of `row`, which has none yet."""
+        size = len(result)
         if share.is_fetched(size):
             try:
-                blob = self._store.put(payload, share.hold)
+                blob = self._store.put(result, share.hold)
             except BusyError as error:
-                self._up.row(share.spec.job, (*row, Outcome.RETURNED_UNRUN, 0, said(str(error)), worker))
+                self._up.row(share.spec.job, (*row[:2], Outcome.RETURNED_UNRUN, 0, said(str(error)), row[5]))
                 return
-            share.result_blobs[row] = blob
+            share.result_blobs[row[:2]] = blob
             sent = Payload(blob=blob, size_bytes=size)
         else:
-            sent = Payload(inline=bytes(payload), size_bytes=size)
-        self._up.row(share.spec.job, (*row, outcome, wall_us, sent, worker))
+            sent = Payload(inline=bytes(result), size_bytes=size)
+        self._up.row(share.spec.job, (*row[:4], sent, row[5]), usage)
 
     def _tell_slots_soon(self) -> None:
         """In a moment: members answer one after the other, and an origin that hears of one slot sends for one."""

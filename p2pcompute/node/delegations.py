@@ -14,15 +14,13 @@ from p2pcompute.jobs.taskset import TaskSet
 from p2pcompute.membership.rate import RateTable
 from p2pcompute.model import limits
 from p2pcompute.model.errors import PeerError
-from p2pcompute.model.ids import JobId, PeerId, TaskIndex, borrower_id_of, format_job_id, short_peer_id
+from p2pcompute.model.ids import InvitationId, JobId, PeerId, TaskIndex, borrower_id_of, format_job_id, short_peer_id
 from p2pcompute.model.peer import Role
 from p2pcompute.model.seams import Clock
+from p2pcompute.trust.tiers import MAY_SUBMIT
 from p2pcompute.wire.delegation import Delegated, read_delegation
 from p2pcompute.wire.membership import Trust
 from p2pcompute.wire.messages import JobOpen
-
-#: Who may have tasks run, directly or through coordinators.
-MAY_SUBMIT = frozenset({Role.SUBMIT, Role.ADMIN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,9 @@ class DelegatedShare:
     coordinator: PeerId
     epoch: int
     tasks_max: int
+    #: What the origin may ask of us, and by which invitation it was admitted.
+    roles: frozenset[Role] = frozenset()
+    invitation: InvitationId | None = None
     #: Numbers of the tasks that came; at most `tasks_max`.
     taken: TaskSet = field(default_factory=TaskSet)
 
@@ -96,7 +97,9 @@ class Delegations:
         given, job = found.delegation, found.manifest.job
         if not self._fences.take(origin, job, coordinator, given.epoch):
             return FENCED
-        return DelegatedShare(origin, job, coordinator, given.epoch, given.tasks_max)
+        return DelegatedShare(
+            origin, job, coordinator, given.epoch, given.tasks_max, found.origin.roles, found.origin.invitation
+        )
 
     def is_fenced(self, share: DelegatedShare) -> bool:
         """Whether `share` has been superseded since it was taken."""

@@ -26,7 +26,7 @@ from p2pcompute.model.errors import (
     ResultRefusedError,
 )
 from p2pcompute.model.ids import JobId, PeerId, TaskIndex, format_job_id, short_peer_id
-from p2pcompute.model.job import JobSpec, Outcome, Payload, TaskReport
+from p2pcompute.model.job import NO_USAGE, JobSpec, Outcome, Payload, TaskReport, Usage
 from p2pcompute.model.seams import Clock
 from p2pcompute.node.channels import SMALL_BYTES, Channel
 from p2pcompute.node.driver import Pump
@@ -89,6 +89,8 @@ class Dispatching(abc.ABC, Generic[W]):
         self._clock = clock
         self._log = log
         self._machine = dispatch.Dispatch(registry)
+        #: What results that came have used, the oldest first.
+        self._usages: dict[tuple[JobId, TaskIndex, int, PeerId], Usage] = {}
         #: Every job that is open or was kept, oldest first.
         self.jobs: dict[JobId, W] = {}
         #: Open channels to peers that compute for us, by peer.
@@ -155,6 +157,7 @@ class Dispatching(abc.ABC, Generic[W]):
         if known is None or not known.is_open:
             return
         reports: list[TaskReport] = []
+        self._note_usage(peer, message)
         for task, attempt, outcome, wall_us, payload in message.rows:
             if peer in self._barred:
                 return
@@ -174,6 +177,20 @@ class Dispatching(abc.ABC, Generic[W]):
             reports.append(self._stage(known, peer, (task, attempt, outcome, wall_us), payload.inline))
         if reports:
             self._report(known, peer, tuple(reports))
+
+    def _note_usage(self, peer: PeerId, message: Results) -> None:
+        """Keep what rows used until the machine says that they count, or newer ones need the room."""
+        if len(message.usage) != len(message.rows):
+            return
+        for place, row in enumerate(message.rows):
+            if message.usage[place]:
+                self._usages[JobId(message.job), TaskIndex(row[0]), row[1], peer] = message.usage_of(place)
+        while len(self._usages) > limits.USAGES_HELD_MAX:
+            del self._usages[next(iter(self._usages))]
+
+    def _usage_of(self, job: JobId, task: TaskIndex, attempt: int, peer: PeerId) -> Usage:
+        """What was said that an attempt used; once."""
+        return self._usages.pop((job, task, attempt, peer), NO_USAGE)
 
     async def _fetch_result(
         self, peer: PeerId, channel: Channel, job: W, row: tuple[int, int, Outcome, int], blob: bytes, size: int

@@ -16,6 +16,7 @@ from p2pcompute.execution.engines.document import head_of
 from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun
 from p2pcompute.execution.pool_types import Pool
 from p2pcompute.jobs import lend
+from p2pcompute.jobs.accounting import Accounts, Spent
 from p2pcompute.membership.rate import TokenBucket
 from p2pcompute.model import limits
 from p2pcompute.model.errors import (
@@ -28,16 +29,18 @@ from p2pcompute.model.errors import (
     UsageError,
 )
 from p2pcompute.model.ids import BlobId, JobId, PeerId, ProgramId, format_job_id, short_peer_id
-from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.job import Outcome, Payload, Usage
 from p2pcompute.model.seams import Clock, Offload
 from p2pcompute.node.channels import SMALL_BYTES, Channel
-from p2pcompute.node.delegations import FENCED, MAY_SUBMIT, DelegatedShare, Delegations, Refusal
+from p2pcompute.node.delegations import FENCED, DelegatedShare, Delegations, Refusal
 from p2pcompute.node.driver import Pump
 from p2pcompute.node.handles import Handles
 from p2pcompute.node.offers import Offers, missing_in
+from p2pcompute.node.standing import Standings
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.transfers import Transfers
 from p2pcompute.storage.blobs import BlobStore
+from p2pcompute.trust.tiers import Tier
 from p2pcompute.wire.membership import Trust
 from p2pcompute.wire.messages import (
     Grant,
@@ -78,12 +81,16 @@ class LentJob:
     borrower: PeerId
     #: What its origin delegated; None where that is the peer at the other end.
     share: DelegatedShare | None = None
+    #: What its origin may have run.
+    tier: Tier = Tier.OPEN
     #: Arguments that wait for a worker, or are with one: (entry, bytes) by (task, attempt).
     arguments: dict[Row, tuple[int, bytes | bytearray | memoryview]] = field(default_factory=dict)
     #: Rows whose arguments are still being fetched; a cancel takes them out.
     fetching: set[Row] = field(default_factory=set)
     #: Result rows that leave in the next turn of the loop.
-    results: list[ResultTuple] = field(default_factory=list)
+    results: list[tuple[ResultTuple, Usage]] = field(default_factory=list)
+    #: What its attempts here have used.
+    spent: Spent = field(default_factory=Spent)
     #: Large results that the origin has not fetched yet, or not said so.
     result_blobs: dict[Row, BlobId] = field(default_factory=dict)
     #: Whether the program is here and was accepted.
@@ -109,7 +116,10 @@ class Lender:
         slots: int,
         offers: Offers,
         trust: Callable[[], Trust],
+        standings: Standings | None = None,
+        reserved: int = 0,
     ) -> None:
+        """`standings`: who may have what; `reserved`: slots that only urgent jobs of guests may have."""
         self._store = store
         self._supervisor = supervisor
         self._clock = clock
@@ -117,7 +127,12 @@ class Lender:
         self._log = log
         #: What programs may ask for.
         self.offers = offers
+        #: Who may have what; what is put in its place holds for jobs that are opened from then on.
+        self.standings = standings or Standings()
+        #: Tasks that run here at a time, the own user's included.
         self.slots = slots
+        #: Why less is lent at present, for whoever gets tasks back.
+        self._yields = ""
         #: Set by `start`.
         self._pool: Pool | None = None
         #: Open jobs by (sender, job): an origin, or a coordinator, which sends for others.
@@ -142,9 +157,11 @@ class Lender:
         #: Lines of the log about refused jobs that may still be written.
         self._refusals = TokenBucket(limits.TROUBLE_LINES_PER_SECOND, limits.TROUBLE_LINES_PER_SECOND, 0.0)
         self._handles = Handles(store)
+        #: What was done for each origin since the start, its own jobs and shares that others coordinate together.
+        self.spent: Accounts[PeerId] = Accounts(limits.ACCOUNTS_KEPT)
         #: Tasks finished since the start.
         self.tasks_done = 0
-        self._machine = lend.Lend(slots)
+        self._machine = lend.Lend(slots, self.standings.own, reserved)
         self._pump: Pump[lend.Event, lend.Effect] = Pump(
             self._machine,
             {
@@ -177,15 +194,23 @@ class Lender:
         waiting = sum(len(job.arguments) for job in self._jobs.values())
         return waiting / self.slots if self.slots else 0.0
 
+    def granted_to(self, borrower: PeerId) -> int | None:
+        """Slots that a borrower was last told it has; None where it has no jobs here."""
+        return self._granted.get(borrower)
+
     def works_for(self, peer: PeerId) -> bool:
         """Whether a job that `peer` sends is open here."""
         return any(sender == peer for sender, _ in self._jobs)
 
-    def set_slots(self, slots: int) -> None:
-        """Run so many tasks at a time from now on."""
-        if slots != self.slots:
-            self.slots = slots
-            self._pump.feed(lend.SlotsChanged(slots))
+    def resize(self, slots: int) -> None:
+        """So many tasks run here at a time from now on."""
+        self.slots = slots
+        self._pump.feed(lend.SlotsChanged(slots))
+
+    def yield_slots(self, slots: int | None, grace_s: float, why: str) -> None:
+        """Guests have so many slots at most from now on, None: all; see `lend_events.LentChanged`. `why`: a clause for who gets tasks back."""
+        self._yields = why
+        self._pump.feed(lend.LentChanged(slots, grace_s))
 
     def drain(self) -> None:
         """Give back what has not begun, and take nothing more: this peer is about to leave."""
@@ -231,7 +256,8 @@ class Lender:
 
     def _open(self, channel: Channel, message: JobOpen) -> None:
         key = (channel.peer, JobId(message.job))
-        if not message.delegation and not MAY_SUBMIT & channel.roles:
+        tier = self.standings.tier_of(channel.peer, channel.roles, channel.invitation)
+        if not message.delegation and tier is None:
             self._refuse(
                 channel, message.job, "role", "the invitation of the submitting peer does not allow it to submit"
             )
@@ -244,6 +270,8 @@ class Lender:
             share = self._delegated(channel, message)
             if share is None:
                 return
+            tier = self.standings.tier_of(share.origin, share.roles, share.invitation)
+        assert tier is not None, "a delegation of who may not submit was refused before"
         borrower, account = (channel.peer,) * 2 if share is None else (share.borrower, share.origin)
         known = self._jobs.get(key)
         if known is not None and known.borrower != borrower:
@@ -276,7 +304,7 @@ class Lender:
         self._channels[channel.peer] = channel
         if share is not None:
             self._coordinated[borrower] = (channel.peer, share.origin)
-        job = self._jobs[key] = LentJob(channel, message, borrower, share)
+        job = self._jobs[key] = LentJob(channel, message, borrower, share, tier)
         self._transfers.start(key, _PROGRAM, f"open {format_job_id(key[1])}", self._prepare(key, job))
 
     def _delegated(self, channel: Channel, message: JobOpen) -> DelegatedShare | None:
@@ -304,7 +332,8 @@ class Lender:
                 self._store.put(data, key, program)
             content = self._program(ProgramId(program))
             head = head_of(content)
-            lack = self.offers.lack(head)
+            # Who is not allowed it learns that, rather than what else it would take.
+            lack = self.standings.lack(job.tier, head, self.offers) or self.offers.lack(head)
             if lack is None:
                 lack = await self._offload.run(lambda: missing_in(head, content, is_elsewhere=self.offers.is_elsewhere))
         except (ResourceError, OSError) as error:
@@ -322,15 +351,18 @@ class Lender:
             return
         job.accepted = True
         self._accept(job)
+        held = self.offers.isolation_of(head.engine)
+        allowed = self.standings.allowance(job.account, job.tier, job.open.priority, held)
         self._pump.feed(
             lend.OriginOpened(
                 job.borrower,
                 key[1],
                 ProgramId(program),
-                job.open.priority,
+                allowed.priority,
                 job.open.timeout_s,
                 job.open.memory_bytes,
                 None if job.share is None else job.share.origin,
+                allowed.part_max,
             )
         )
 
@@ -429,6 +461,21 @@ class Lender:
         self._store.release_all(key)
         if job is not None:
             self._supply_no_more(job)
+        if job is not None and job.spent.attempts:
+            used = job.spent
+            self._log.info(
+                "job lent to has ended",
+                job=format_job_id(key[1]),
+                peer=short_peer_id(job.account),
+                attempts=job.spent.attempts,
+                cpu_s=round(used.cpu_us / 1e6, 3),
+                wall_s=round(job.spent.wall_us / 1e6, 3),
+                peak_memory_bytes=used.peak_memory_bytes,
+                read_bytes=used.read_bytes,
+                written_bytes=used.written_bytes,
+                fuel=used.fuel,
+                gpu_s=round(used.gpu_us / 1e6, 3),
+            )
         if job is not None and not self._has_jobs(job.borrower):
             self._handles.forget(job.borrower)
             if job.borrower not in self._granted:
@@ -462,8 +509,15 @@ class Lender:
             if name is None:
                 continue
             self.tasks_done += 1
+            self._account(bound.sender, name, end)
             self._result(bound.sender, name, end)
         self._pump.feed(lend.TasksEnded(worker, tuple(rows)))
+
+    def _account(self, sender: PeerId, name: JobId, end: TaskEnd) -> None:
+        job = self._jobs.get((sender, name))
+        if job is not None:
+            job.spent.add(end.outcome, end.wall_us, end.usage)
+            self.spent.add(job.account, end.outcome, end.wall_us, end.usage)
 
     def task_news(
         self, worker: int, progress: Sequence[tuple[int, float, str]], output: Sequence[tuple[int, int, bytes]]
@@ -601,7 +655,8 @@ class Lender:
             return
         for row in effect.rows:
             job.arguments.pop(row, None)
-        self._unrun(job.channel, effect.job, effect.rows, "this peer has no room for it now")
+        why = f": it {self._yields}" if self._yields else ""
+        self._unrun(job.channel, effect.job, effect.rows, f"this peer has no room for it now{why}")
 
     def _refuse_job(self, effect: lend.RefuseJob) -> None:
         key = (self._sender(effect.origin), effect.job)
@@ -629,7 +684,7 @@ class Lender:
                 return
         else:
             payload = Payload(inline=end.payload, size_bytes=len(end.payload))
-        job.results.append((end.task, end.attempt, end.outcome, end.wall_us, payload))
+        job.results.append(((end.task, end.attempt, end.outcome, end.wall_us, payload), end.usage))
         self._flushing[key] = job
         if not self._flush_due:
             self._flush_due = True
@@ -641,17 +696,17 @@ class Lender:
         flushing, self._flushing = self._flushing, {}
         for job in flushing.values():
             rows, job.results = job.results, []
-            batch: list[ResultTuple] = []
+            batch: list[tuple[ResultTuple, Usage]] = []
             size = 0
             for row in rows:
-                inline = len(row[4].inline)
+                inline = len(row[0][4].inline)
                 if batch and (len(batch) >= limits.BATCH_TASKS_MAX or size + inline > limits.BATCH_BYTES_MAX):
-                    self._send(job.channel, Results(job.open.job, tuple(batch)))
+                    self._send(job.channel, _results_of(job.open.job, batch))
                     batch, size = [], 0
                 batch.append(row)
                 size += inline
             if batch:
-                self._send(job.channel, Results(job.open.job, tuple(batch)))
+                self._send(job.channel, _results_of(job.open.job, batch))
 
     def _unrun(self, channel: Channel, job: bytes, rows: Sequence[Row], why: str) -> None:
         payload = Payload(inline=why.encode(), size_bytes=len(why))
@@ -676,3 +731,9 @@ class Lender:
         if data is None:
             raise BlobMissingError(f"program {program.hex()[:12]} is not held here any more")
         return bytes(data)
+
+
+def _results_of(job: bytes, rows: Sequence[tuple[ResultTuple, Usage]]) -> Results:
+    """Result rows with what they used, where that is known of any."""
+    usage = tuple(used.numbers() for _, used in rows)
+    return Results(job, tuple(row for row, _ in rows), usage=usage if any(usage) else ())

@@ -427,6 +427,10 @@ class Origin(Dispatching[OriginJob]):
         job = self.jobs[effect.job]
         value, message = self._partials.pop((effect.job, effect.peer, effect.number))
         job.computed_at(effect.peer, message.workers, len(value.rows))
+        for task, attempt in value.rows:
+            # Who ran it only its coordinator knows, and how long it took it has said before.
+            used = self._usage_of(effect.job, task, attempt, effect.peer)
+            job.account(ResultRow(task, Outcome.MERGED, b"", coordinator_of(effect.peer), 0), attempt, used)
         try:
             added = job.merged(value)
         except Exception as error:
@@ -492,6 +496,7 @@ class Origin(Dispatching[OriginJob]):
         for report, peer in effect.reports:
             payload, wall_us = job.staged.pop((report.task, report.attempt, peer))
             row = ResultRow(report.task, report.outcome, payload, job.worker_of(report, peer), wall_us)
+            job.account(row, report.attempt, self._usage_of(effect.job, report.task, report.attempt, peer))
             if job.keys:
                 self.answers.keep(job, row)
             try:

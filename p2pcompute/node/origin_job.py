@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from p2pcompute.execution.values import Encoded, decode, encode
+from p2pcompute.jobs.accounting import Accounts
 from p2pcompute.jobs.aggregate import Aggregator
 from p2pcompute.jobs.recording import Recording
 from p2pcompute.jobs.reduce import ReducePlan
@@ -14,7 +15,7 @@ from p2pcompute.jobs.request_cache import RequestKey
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BusyError, JobError, UsageError
 from p2pcompute.model.ids import REDUCE_BASE, BlobId, PeerId, TaskIndex, coordinator_of, is_seat
-from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, Attempt, Payload, TaskReport
+from p2pcompute.model.job import FINAL_OUTCOMES, Aggregation, Attempt, Outcome, Payload, TaskReport, Usage
 from p2pcompute.node.dispatching import Staged
 from p2pcompute.node.job_stream import FailureInfo, JobEnd, JobRequest, JobStream, OutputRow, ResultRow
 from p2pcompute.node.partials import PartialValue
@@ -32,6 +33,10 @@ RESULT_BYTES_KEPT = 64 << 20
 _ROW_BYTES = 256
 
 _STREAMED = frozenset({Aggregation.SUM, Aggregation.AVERAGE, Aggregation.MAX, Aggregation.MIN, Aggregation.CONCAT})
+
+
+#: See `OriginJob.trail`.
+Trace = tuple[int, int, Outcome, PeerId, int, Usage]
 
 
 class OriginJob:
@@ -83,6 +88,10 @@ class OriginJob:
         self.output: deque[OutputRow] = deque(maxlen=OUTPUT_ROWS_KEPT)
         #: (task, attempt) that did not return, for `job show`.
         self.attempts: deque[tuple[TaskIndex, Attempt]] = deque(maxlen=ATTEMPTS_KEPT)
+        #: What it used, by who ran it: their own word.
+        self.spent: Accounts[PeerId] = Accounts(limits.PEERS_MAX)
+        #: The last tasks that ended: (task, attempt, outcome, peer, wall microseconds, what it used).
+        self.trail: deque[Trace] = deque(maxlen=ATTEMPTS_KEPT)
         #: Tasks that failed for good and were left out.
         self.skipped: list[int] = []
         self.failure: FailureInfo | None = None
@@ -214,6 +223,11 @@ class OriginJob:
             self._aggregator.merge(value.state)
             self.stream.taken(len(value.rows))
         return tuple(added)
+
+    def account(self, row: ResultRow, attempt: int, usage: Usage) -> None:
+        """A task is counted that used so much."""
+        self.spent.add(row.peer, row.outcome, row.wall_us, usage)
+        self.trail.append((row.index, attempt, row.outcome, row.peer, row.wall_us, usage))
 
     def note_workers(self, message: Results) -> None:
         """Where the coordinator that sends this says that its rows were computed."""

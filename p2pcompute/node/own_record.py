@@ -157,9 +157,13 @@ class OwnRecord:
         """Engines that this peer offers."""
         self._wanted = dataclasses.replace(self._wanted, engines=engines)
 
-    def set_slots(self, slots: int, python: str = "") -> None:
-        """How many tasks this peer runs at a time, and the version of Python that runs them; empty: this one."""
-        self._wanted = dataclasses.replace(self._wanted, slots=slots, python=python or platform.python_version())
+    def set_slots(self, slots: int, yields: Sequence[str] = ()) -> None:
+        """How many tasks it runs for others at a time, and why these are fewer than there could be."""
+        self._wanted = dataclasses.replace(self._wanted, slots=slots, yields=tuple(yields))
+
+    def set_python(self, version: str) -> None:
+        """The version of Python that runs tasks here; empty: this one."""
+        self._wanted = dataclasses.replace(self._wanted, python=version or platform.python_version())
 
     def set_labels(self, labels: Sequence[str]) -> None:
         """Labels by which jobs may choose this peer."""

@@ -51,33 +51,18 @@ from p2pcompute.node.own_record import Identity, OwnRecord
 from p2pcompute.node.program_doors import ProgramDoors
 from p2pcompute.node.records import Records
 from p2pcompute.node.seams import ThreadOffload
+from p2pcompute.node.shape_loading import load_topology_report, load_topology_watch
+from p2pcompute.node.standing import standings_of
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.node.surroundings import Surroundings
 from p2pcompute.node.wasm_engines import WasmEngines, engine_by_default, prepare_where_wanted
 from p2pcompute.node.world import World
+from p2pcompute.node.yielding import YieldsToOwner
 from p2pcompute.storage.blobs import BlobStore
 from p2pcompute.storage.peer_database import PeerDatabase
 from p2pcompute.wire.identity import PeerKey
 from p2pcompute.wire.membership import Membership, Trust
-from p2pcompute.wire.messages import (
-    BlobMissing,
-    BlobWant,
-    CommunityGrant,
-    Grant,
-    JobAccept,
-    JobClose,
-    JobOpen,
-    JobRefuse,
-    Message,
-    Partial,
-    Renewals,
-    Results,
-    Revocations,
-    TaskNews,
-    Tasks,
-    TasksCancel,
-    TasksRecall,
-)
+from p2pcompute.wire.messages import BlobMissing, BlobWant, Message, Renewals, Revocations
 from p2pcompute.wire.revocation import RevocationList
 
 if TYPE_CHECKING:
@@ -93,9 +78,6 @@ RENEWAL_INTERVAL_S = 60.0
 RENEWAL_PAUSE_MIN_S = 0.5
 #: How long saying goodbye may take.
 GOODBYE_TIMEOUT_S = 2.0
-
-_FOR_ORIGIN = (JobAccept, JobRefuse, Grant, Results, TaskNews, CommunityGrant, Partial)
-_FOR_LENDER = (JobOpen, Tasks, TasksCancel, TasksRecall, JobClose)
 
 Watcher = Callable[[str, PeerId, str], None]
 
@@ -227,7 +209,14 @@ class Peer(ProgramDoors):
             slots=slots,
             offers=self._offers,
             trust=lambda: self.identity.trust,
+            standings=standings_of(self.config, self.peer_id, self.network.is_open),
+            reserved=self.config.reserved_slots,
         )
+        self.yielding = YieldsToOwner(
+            self.config, self._database, self._clock, self._offload, self.lender, self.own, self._log
+        )
+        # A pause that was kept holds from the first moment.
+        await self.yielding.look()
         workshop = workshop_of(
             self.lender, self._clock, self.config, self._entropy_source, self._wasm.place, self._cluster
         )
@@ -235,7 +224,7 @@ class Peer(ProgramDoors):
             workshop, self.lender, self._clock, self.instance.folder, self.peer_id, self._supervisor
         )
         if self._cluster is not None:
-            self._cluster.tells(self.lender, self.own)
+            self._cluster.tells(self.yielding, self.own)
         if slots or self._cluster is not None:
             await workshop.start()
             stack.push_async_callback(workshop.stop)
@@ -265,6 +254,7 @@ class Peer(ProgramDoors):
         self.surroundings = Surroundings(
             self.own, self.overlay, self.exchange, self.community, self.origin, self.place_of
         )
+        self.surroundings.is_open = self.network.is_open
         self.surroundings.offer_self()
         self.origin.misdeed = self.overlay.misdeed
         self.coordinator.misdeed = self.overlay.misdeed
@@ -313,6 +303,7 @@ class Peer(ProgramDoors):
     def _start_services(self) -> None:
         self._supervisor.service("offers", self.surroundings.keep_offering)
         self._supervisor.service("records", self.records.run)
+        self._supervisor.service("yielding", self.yielding.run)
         self._supervisor.service("topology", self._keep_topology)
         self._supervisor.service("kept results", lambda: keep_sweeping(self.folders))
         if self.network.authority is not None:
@@ -337,7 +328,7 @@ class Peer(ProgramDoors):
         """The one watch, made when it is first wanted."""
         if self._topology is None:
             # NumPy takes a tenth of a second to load: not before this peer serves, and not on its loop.
-            watch = await self._offload.run(_load_topology_watch)
+            watch = await self._offload.run(load_topology_watch)
             # Whoever else waited for the same may have been first.
             self._topology = self._topology or watch(
                 lambda: self.view, self.own, self._clock, self._offload, self.surroundings.mapped
@@ -394,7 +385,7 @@ class Peer(ProgramDoors):
     async def topology(self) -> dict[str, Any]:
         """The same as a plain document; its keys: `node/topology_report.py`."""
         shape, view = await self.shape(), self._view_now
-        report = await self._offload.run(_topology_report)
+        report = await self._offload.run(load_topology_report)
         return await self._offload.run(lambda: report(shape, view, self.network.name))
 
     @property
@@ -449,13 +440,7 @@ class Peer(ProgramDoors):
     def job_message(self, link: Link, message: Message) -> None:
         """Called by the overlay."""
         channel = LinkChannel(link, self.exchange)
-        if self.community.message(channel, message):
-            return
-        if isinstance(message, _FOR_ORIGIN):
-            self.origin.message(channel, message)
-        elif isinstance(message, _FOR_LENDER):
-            self.lender.message(channel, message)
-        elif isinstance(message, (BlobWant, BlobMissing)):
+        if not self.community.message(channel, message) and isinstance(message, (BlobWant, BlobMissing)):
             self.exchange.message(link, message)
 
     def trust_message(self, link: Link, message: Revocations | Renewals) -> None:
@@ -505,17 +490,3 @@ class Peer(ProgramDoors):
 
     def _close_link(self, link: Link, reason: str, text: str) -> None:
         self._supervisor.task(f"close {short_peer_id(link.peer)}", link.close(reason, text))
-
-
-def _load_topology_watch() -> type[TopologyWatch]:
-    # With what jobs move tasks by, which would be read from the disk between two events of a job.
-    import p2pcompute.topology.moves  # noqa: F401
-    from p2pcompute.node.topology import TopologyWatch
-
-    return TopologyWatch
-
-
-def _topology_report() -> Callable[[NetworkShape, PeerView, str], dict[str, Any]]:
-    from p2pcompute.node.topology_report import topology_document
-
-    return topology_document

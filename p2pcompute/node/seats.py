@@ -30,6 +30,7 @@ class SeatChannel:
     def __init__(self, channel: Channel, share_of: Callable[[PeerId, JobId], JobId | None]) -> None:
         self.peer = seat_of(channel.peer)
         self.roles: frozenset[Role] = channel.roles
+        self.invitation = channel.invitation
         self._channel = channel
         self._share_of = share_of
 

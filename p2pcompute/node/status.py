@@ -78,6 +78,7 @@ def peer_row(
         "gpu_memory_gb": round(sum(gpu.memory_gb for gpu in capability.gpus), 2) if capability else 0.0,
         "score": round(capability_score(capability), 1) if capability else None,
         "slots": record.slots,
+        "yields": list(record.yields),
         "load": round(record.load, 2),
         "available": health.is_available,
         "unavailable_because": health.error,

@@ -7,6 +7,7 @@ Looks at the overlay's links and view, and at the network's shape, and tells the
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ class Surroundings:
         origin: Origin,
         place_of: Callable[[PeerId], Place],
     ) -> None:
+        #: Whether the network is open; the composition root sets it.
+        self.is_open = False
         self._own = own
         self._overlay = overlay
         self._exchange = exchange
@@ -56,13 +59,17 @@ class Surroundings:
         if entry is None:
             return
         facts = facts_of(entry, link.bandwidth_mbps, self._place_of(link.peer))
-        lends = Role.COMPUTE in link.admission.roles and entry.record.slots > 0
+        # In an open network no role counts: a lender says itself what anybody may have run.
+        lends = (self.is_open or Role.COMPUTE in link.admission.roles) and entry.record.slots > 0
         self._community.usable(LinkChannel(link, self._exchange), facts, lends=lends)
 
     def offer_self(self) -> None:
         """This peer may compute for its own jobs, and for shares that it coordinates."""
-        if self._own.record.slots:
-            self._community.own_usable(own_facts(self._own.now, self._place_of(self._own.record.peer)))
+        slots = self._community.own_slots
+        if slots:
+            # What others are lent at present says nothing about the own user.
+            facts = own_facts(self._own.now, self._place_of(self._own.record.peer))
+            self._community.own_usable(dataclasses.replace(facts, slots=slots))
 
     def mapped(self, shape: NetworkShape) -> None:
         """The network has this shape now."""

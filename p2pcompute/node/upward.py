@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 from p2pcompute.model import limits
 from p2pcompute.model.errors import LinkClosedError
 from p2pcompute.model.ids import JobId, PeerId, short_peer_id
-from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.job import NO_USAGE, Outcome, Payload, Usage
 from p2pcompute.node.channels import Channel
 from p2pcompute.wire.messages import Message, Results
 
@@ -34,12 +34,12 @@ class Upward:
         #: To the origin, the newest; None before the first share.
         self.channel: Channel | None = None
         #: Rows that go up in a moment, by share.
-        self._rows: dict[JobId, list[UpRow]] = {}
+        self._rows: dict[JobId, list[tuple[UpRow, Usage]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def row(self, share: JobId, row: UpRow) -> None:
+    def row(self, share: JobId, row: UpRow, usage: Usage = NO_USAGE) -> None:
         """A result of `share`, in a moment."""
-        self._rows.setdefault(share, []).append(row)
+        self._rows.setdefault(share, []).append((row, usage))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
 
@@ -58,10 +58,10 @@ class Upward:
         self.stop()
         gathered, self._rows = self._rows, {}
         for share, rows in gathered.items():
-            batch: list[UpRow] = []
+            batch: list[tuple[UpRow, Usage]] = []
             size = 0
             for row in rows:
-                inline = len(row[4].inline)
+                inline = len(row[0][4].inline)
                 if batch and (len(batch) >= limits.BATCH_TASKS_MAX or size + inline > limits.BATCH_BYTES_MAX):
                     self.send(_results_of(share, batch))
                     batch, size = [], 0
@@ -81,11 +81,15 @@ class Upward:
             self._timer = None
 
 
-def _results_of(share: JobId, rows: list[UpRow]) -> Results:
-    """Rows with the peers that computed them, each peer named once."""
+def _results_of(share: JobId, rows_with_usage: list[tuple[UpRow, Usage]]) -> Results:
+    """Rows with the peers that computed them, each peer named once, and with what they used, where that is known of any."""
+    rows = [row for row, _ in rows_with_usage]
+    usage = tuple(used.numbers() for _, used in rows_with_usage)
+    if not any(usage):
+        usage = ()
     places: dict[PeerId, int] = {}
     by = tuple(places.setdefault(row[5], len(places)) for row in rows if row[5])
     # MERGED rows say it all together, with the partial aggregate.
     if len(by) < len(rows) or len(places) > limits.SHARE_MEMBERS_MAX or all(row[2] is Outcome.MERGED for row in rows):
-        return Results(share, tuple(row[:5] for row in rows))
-    return Results(share, tuple(row[:5] for row in rows), tuple(places), by)
+        return Results(share, tuple(row[:5] for row in rows), usage=usage)
+    return Results(share, tuple(row[:5] for row in rows), tuple(places), by, usage)

@@ -6,13 +6,13 @@ number. Gossip has its messages in `gossip.py`; `families.py` says what may cros
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
 
 from p2pcompute.model import limits
 from p2pcompute.model.errors import ProtocolError
 from p2pcompute.model.ids import BLOB_ID_BYTES, JOB_ID_BYTES, NETWORK_ID_BYTES, PEER_ID_BYTES
-from p2pcompute.model.job import Outcome, Payload
+from p2pcompute.model.job import NO_USAGE, Outcome, Payload, Usage
 from p2pcompute.model.peer import Isolation
 from p2pcompute.wire.codec import (
     Check,
@@ -204,7 +204,8 @@ class JobAccept(Message):
 class JobRefuse(Message):
     """Lender to origin: not here, or not any more. `module`: the one that is missing.
 
-    `reason`: "role", "module", "bundle", "executable" (a command's is missing), "busy", "none-lent", "engine", "isolation" and "grant" (the program demands what this peer does not offer); to a coordinator also "delegation" (what the origin signed does not
+    `reason`: "role", "module", "bundle", "executable" (a command's is missing), "busy", "none-lent", "engine", "isolation" and "grant" (the
+    program demands what this peer does not offer), "tier" (the submitter may not have it run here); to a coordinator also "delegation" (what the origin signed does not
     hold, or not for this) and "fenced" (the origin has given the work to another coordinator since).
     """
 
@@ -246,7 +247,8 @@ class Results(Message):
 
     The payload is the encoded result for RETURNED, the encoded failure (`execution/values.py`) for RAISED and
     UNSHIPPABLE, and a UTF-8 sentence for every other outcome; empty for MERGED. A coordinator says in `peers` where rows were
-    computed, and in `by` which of these each row is of, by place; empty where it is the lender itself.
+    computed, and in `by` which of these each row is of, by place; empty where it is the lender itself. `usage`: of each row what it used, the
+    first fields of `model.job.Usage`; empty where nothing is known of any row.
     """
 
     kind: ClassVar[int] = 25
@@ -257,6 +259,13 @@ class Results(Message):
     ]
     peers: Annotated[tuple[bytes, ...], Many(_PEER, limits.SHARE_MEMBERS_MAX)] = ()
     by: Annotated[tuple[int, ...], Many(Whole(0, limits.SHARE_MEMBERS_MAX), limits.BATCH_TASKS_MAX)] = ()
+    usage: Annotated[
+        tuple[tuple[int, ...], ...], Many(Many(Whole(0, limits.USAGE_MAX), len(fields(Usage))), limits.BATCH_TASKS_MAX)
+    ] = ()
+
+    def usage_of(self, place: int) -> Usage:
+        """What the row at `place` used, by its sender's word."""
+        return Usage(*self.usage[place]) if place < len(self.usage) else NO_USAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,7 @@ class _Body:
     performance_tier: Annotated[str, Converted(Text(32), _tier, str)] = TIER_DEFAULT
     engines: Annotated[tuple[str, ...], Many(Text(limits.ENGINE_CHARS_MAX), limits.ENGINES_MAX)] = ("python",)
     grants: Annotated[tuple[str, ...], Many(Text(limits.GRANT_CHARS_MAX), limits.GRANTS_MAX)] = ()
+    yields: Annotated[tuple[str, ...], Many(Text(32), limits.YIELDS_MAX)] = ()
     unknown: dict[str, Any] = field(default_factory=dict)
 
 

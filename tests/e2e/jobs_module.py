@@ -156,3 +156,21 @@ def table_entry(table: object):
 def short_nap(x: int) -> int:
     time.sleep(0.002)
     return x * x
+
+
+def waits_for_go(task: tuple[str, int]) -> int:
+    """Says in `folder` that it has begun, then waits for a file "go" there."""
+    folder, x = task
+    Path(folder, f"begun-{x}-{os.getppid()}").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.01)
+    return x * x
+
+
+def burns(x: int) -> int:
+    """Takes 30 ms of a core, and writes 100,000 bytes."""
+    end = time.process_time() + 0.03
+    while time.process_time() < end:
+        pass
+    Path(f"out-{x}").write_bytes(bytes(100_000))
+    return x

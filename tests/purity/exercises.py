@@ -95,6 +95,7 @@ PURE: dict[str, Exercise] = {
     "p2pcompute.topology.moves.rebalance": topology_exercises.flows,
     "p2pcompute.jobs.dispatch.Dispatch": machine_exercises.dispatch,
     "p2pcompute.jobs.lend.Lend": machine_exercises.lend,
+    "p2pcompute.jobs.yielding.Yielding": machine_exercises.yielding,
 }
 
 WORLDLY: dict[str, Callable[[], object]] = {

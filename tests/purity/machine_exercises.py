@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from p2pcompute.jobs import dispatch as d
 from p2pcompute.jobs import lend as lending
+from p2pcompute.jobs.schedule import WEEK_MINUTES, Schedule
+from p2pcompute.jobs.yielding import Pause, Seen, Yielding, YieldSettings
 from p2pcompute.membership import beacons, book, healing, joining
 from p2pcompute.model.errors import AdmissionReason
 from p2pcompute.model.ids import JobId, PeerId, ProgramId, TaskIndex
@@ -298,6 +300,19 @@ class _Workers:
         at = self.machine.deadline()
         if at is not None and at <= self.now:
             self.feed(lending.Tick())
+
+
+def yielding(rng: random.Random) -> object:
+    """A machine whose owner comes and goes, over some days."""
+    settings = YieldSettings(0.25, 1, Schedule.parse(["mon-fri 18:00-08:00", "sat-sun"]))
+    policy = Yielding(settings, 4, Pause(600.0))
+    said: list[object] = []
+    others, now = 0.0, 0.0
+    for _ in range(3_000):
+        now += rng.choice([2.0, 2.0, 60.0])
+        others = min(max(others + rng.uniform(-1, 1), 0.0), 8.0)
+        said.append(policy.look(Seen(others, 8, rng.random() < 0.1, int(now / 60) % WEEK_MINUTES, now), now))
+    return said
 
 
 def lend(rng: random.Random) -> object:

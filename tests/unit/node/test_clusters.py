@@ -32,10 +32,13 @@ def test_what_the_cluster_has_is_announced_as_far_as_the_owner_lends_it() -> Non
         """A lender and a record in one."""
 
         def __init__(self) -> None:
-            self.heard: list[tuple[int, str]] = []
+            self.heard: list[object] = []
 
-        def set_slots(self, slots: int, python: str = "") -> None:
-            self.heard.append((slots, python))
+        def resize(self, slots: int) -> None:
+            self.heard.append(slots)
+
+        def set_python(self, version: str) -> None:
+            self.heard.append(version)
 
     async def main() -> None:
         lender, own = Told(), Told()
@@ -46,8 +49,8 @@ def test_what_the_cluster_has_is_announced_as_far_as_the_owner_lends_it() -> Non
         await pool.start()
         try:
             await eventually(lambda: bool(own.heard))
-            assert lender.heard == [(3, "")]
-            assert own.heard == [(3, platform.python_version())]
+            assert lender.heard == [3]
+            assert own.heard == [platform.python_version()]
             seen = side.capability(OWN, 0.25)
             assert (seen.cores, seen.idle, seen.memory_gb, seen.memory_available_gb) == (3, 0.75, 8.0, 4.0)
             side._changed(ClusterState(100, 64 << 30))

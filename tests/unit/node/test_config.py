@@ -74,6 +74,10 @@ def test_flags_may_repeat() -> None:
         ({}, {"P2PCOMPUTE_SLOT": "1"}, "", r"environment variable P2PCOMPUTE_SLOT: .*did you mean 'slots'\?"),
         ({"prot": 1}, {}, "", r"--prot: .*did you mean 'port'\?"),
         ({}, {}, "port = 70000\n", r"config\.toml:port is 70000: write a whole number from 0 to 65535"),
+        ({}, {"P2PCOMPUTE_YIELD_TO_LOAD": "2"}, "", r"YIELD_TO_LOAD is '2': write a part of the machine's cores"),
+        ({"on_battery": "maybe"}, {}, "", r"--on-battery is 'maybe': write pause, run, or how many slots"),
+        ({}, {}, 'schedule = ["someday"]\n', r"schedule is \['someday'\]: 'someday' is no window"),
+        ({"yield_grace_s": "-1"}, {}, "", r"--yield-grace-s is '-1': write seconds"),
         ({}, {}, "port = true\n", r"config\.toml:port is True"),
         ({}, {"P2PCOMPUTE_PORT": "many"}, "", r"P2PCOMPUTE_PORT is 'many'"),
         ({"memory_bytes": "1KB"}, {}, "", r"--memory-bytes is '1KB': .*at least 32 MiB"),
@@ -149,3 +153,15 @@ def test_presets_change_single_values() -> None:
     assert not PeerConfig.test().lan
     assert PeerConfig.lan_only(slots=2).slots == 2
     assert not PeerConfig.wan_only((Address("10.0.0.1", 1),)).lan
+
+
+def test_when_a_peer_lends_less(tmp_path: Path) -> None:
+    config = load_config({}, {}, None)
+    assert (config.yield_to_load, config.on_battery, config.yield_grace_s) == (None, 0, 60.0)
+    assert config.schedule.is_open(0)
+    file = write(tmp_path, 'schedule = ["mon-fri 18:00-08:00", "sat-sun"]\non_battery = 1\nyield_to_load = 0.5\n')
+    config = load_config({"yield_grace_s": "5"}, {"P2PCOMPUTE_YIELD_TO_LOAD": "25%"}, file)
+    assert (config.yield_to_load, config.on_battery, config.yield_grace_s) == (0.25, 1, 5.0)
+    assert config.schedule.texts == ("mon-fri 18:00-08:00", "sat-sun")
+    assert load_config({"on_battery": "run", "yield_to_load": "never"}, {}, file).on_battery is None
+    assert load_config({"yield_to_load": "never"}, {}, file).yield_to_load is None

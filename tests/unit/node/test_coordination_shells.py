@@ -74,6 +74,7 @@ class Wire:
     """One direction of a link; `store`: of the other end."""
 
     roles = frozenset(Role)
+    invitation = None
     is_local = False
     is_behind = False
     rtt_s = 0.01

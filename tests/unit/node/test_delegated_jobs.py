@@ -47,6 +47,7 @@ class FakeChannel:
 
     is_local = False
     is_behind = False
+    invitation = None
     rtt_s = 0.0
 
     def __init__(self, peer: PeerId = FIRST, roles: frozenset[Role] = frozenset()) -> None:
@@ -110,7 +111,7 @@ def opened(
 
 
 def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any, slots: int = 4) -> None:
-    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: None)
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_, **__: None)
 
     async def main() -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
@@ -364,7 +365,7 @@ def test_a_borrower_is_known_while_a_share_is_prepared_and_no_longer(
         lender._forget_borrower(Forget(borrower_id_of(ANNA.key.peer_id, FIRST)))
         await until(lambda: channel.heard(Grant), "slots were granted", 5)
         assert channel.heard(Grant) == [Grant(4, ANNA.key.peer_id)]
-        monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: Lacking("module", "", "numpy"))
+        monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_, **__: Lacking("module", "", "numpy"))
         lender.message(channel, opened(origin=BERT, share=OTHER))
         await until(lambda: channel.refused == [(OTHER, "module")], "the program does not run here", 5)
         assert list(lender._coordinated.values()) == [(FIRST, ANNA.key.peer_id)]

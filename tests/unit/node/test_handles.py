@@ -26,6 +26,7 @@ class Origin:
     is_local = False
     rtt_s = 0.0
     roles = frozenset(Role)
+    invitation = None
 
     def __init__(self, number: int, *blobs: bytes) -> None:
         self.peer = PeerId(bytes([number]) * 32)

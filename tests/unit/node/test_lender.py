@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
+from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import LinkClosedError
 from p2pcompute.model.ids import BlobId, PeerId
 from p2pcompute.model.job import Outcome, Payload
-from p2pcompute.model.peer import Role
+from p2pcompute.model.peer import Isolation, Role
 from p2pcompute.node.lender import Lender
 from p2pcompute.node.logs import get_log
 from p2pcompute.node.offers import Offers
 from p2pcompute.node.seams import SystemClock, ThreadOffload
+from p2pcompute.node.standing import Standings
 from p2pcompute.node.supervise import Supervisor
 from p2pcompute.storage.blobs import BlobStore, blob_id_of
+from p2pcompute.wire.codec import pack
 from p2pcompute.wire.messages import Grant, JobAccept, JobOpen, JobRefuse, Message, Results, Tasks, TasksRecall
 from tests.support.networks import make_member, make_network
 from tests.support.peers import until
@@ -31,6 +34,7 @@ PROGRAM = b"\x80"  # a map
 class FakeChannel:
     peer = ORIGIN
     roles = frozenset(Role)
+    invitation = None
     is_local = False
     is_behind = False
     rtt_s = 0.0
@@ -68,7 +72,7 @@ def opened() -> JobOpen:
 
 
 def lending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
-    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_: None)
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_, **__: None)
 
     async def main() -> None:
         log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
@@ -144,3 +148,91 @@ def test_what_is_recalled_comes_back_also_where_its_arguments_are_on_their_way(
         gate.set()
 
     lending(tmp_path, monkeypatch, body)
+
+
+class CrowdedPool(FakePool):
+    """Starts whatever it is asked to."""
+
+    def run(self, *_: Any) -> None:
+        """Nothing ends."""
+
+    def retire(self, *_: Any) -> None:
+        """Nobody goes."""
+
+
+def judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes, standings: Standings, roles: frozenset[Role]
+) -> list[Message]:
+    """What a submitter hears that offers `program` at a peer of ten slots."""
+    monkeypatch.setattr("p2pcompute.node.lender.missing_in", lambda *_, **__: None)
+    channel = FakeChannel()
+    channel.roles = roles
+
+    async def fetch(blob: BlobId, bytes_max: int) -> bytes:
+        return program
+
+    channel.fetch = fetch  # type: ignore[method-assign]
+
+    async def main() -> None:
+        log, store, offload = get_log("test"), BlobStore(tmp_path / "blobs"), ThreadOffload()
+        supervisor = Supervisor(log)
+        await supervisor.start()
+        offers = Offers(engines=tuple(Engine), grants=("network",))
+        lender = Lender(
+            store, supervisor, SystemClock(), offload, log, slots=10, offers=offers, trust=LENDER.trust, standings=standings
+        )  # fmt: skip
+        lender.start(CrowdedPool())  # type: ignore[arg-type]
+        try:
+            message = JobOpen(JOB, bytes(blob_id_of(program)), len(program), "f", 9, None, None)
+            lender.message(channel, message)
+            await until(lambda: channel.heard(JobRefuse) or channel.heard(Grant), "it is answered")
+        finally:
+            lender.stop()
+            await supervisor.stop()
+            offload.close()
+
+    asyncio.run(main())
+    return channel.said
+
+
+def told(said: list[Message], kind: type[Message]) -> Any:
+    found = [message for message in said if isinstance(message, kind)]
+    return found[0] if found else None
+
+
+MEMBER = frozenset({Role.SUBMIT})
+
+
+@pytest.mark.parametrize(
+    ("fields", "standings", "roles", "reason", "slots"),
+    [
+        ({}, Standings(), MEMBER, None, 10),
+        ({}, Standings(), frozenset(), "role", None),
+        ({}, Standings(is_open=True), frozenset(), "tier", None),
+        ({"engine": "wasm"}, Standings(is_open=True), frozenset(), None, 8),
+        ({"engine": "command"}, Standings(), MEMBER, "tier", None),
+        ({"engine": "command"}, Standings(trusted=(ORIGIN,)), MEMBER, None, 10),
+        ({"engine": "container"}, Standings(), frozenset({Role.ADMIN}), None, 10),
+        ({"demands": {"grants": ["network"]}}, Standings(), MEMBER, "tier", None),
+        ({"demands": {"grants": ["network"]}}, Standings(trusted=(ORIGIN,)), MEMBER, None, 10),
+        ({"demands": {"grants": ["gpu"]}}, Standings(trusted=(ORIGIN,)), MEMBER, "grant", None),
+        ({}, Standings(required=Isolation.SANDBOX), MEMBER, "tier", None),
+        ({}, Standings(own=ORIGIN, required=Isolation.SANDBOX), frozenset(), None, 10),
+        ({}, Standings(score_of=lambda peer: 70.0), MEMBER, None, 8),
+        ({}, Standings(score_of=lambda peer: 10.0), MEMBER, None, 3),
+        ({"engine": "wasm"}, Standings(score_of=lambda peer: 10.0), MEMBER, None, 5),
+    ],
+)
+def test_a_submitter_has_what_its_standing_allows(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    standings: Standings,
+    roles: frozenset[Role],
+    reason: str | None,
+    slots: int | None,
+) -> None:
+    said = judged(tmp_path, monkeypatch, pack(fields), standings, roles)
+    refused, granted = told(said, JobRefuse), told(said, Grant)
+    assert (refused.reason if refused else None) == reason
+    assert (granted.slots if granted else None) == slots
