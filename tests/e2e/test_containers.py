@@ -58,8 +58,8 @@ def test_a_container_runs_where_an_engine_is(home: Path, engine_socket: Path, tm
         given = tmp_path / "given.txt"
         given.write_text("rows\n")
         async with two(home, engine_socket) as (plain, holder):
-            assert list(holder.own.record.engines) == ["python", "container"]
-            assert list(plain.own.record.engines) == ["python"]
+            assert "container" in holder.own.record.engines
+            assert "container" not in plain.own.record.engines
             script = "cat in.txt; wc -c < in.txt > out/count"
             result = await plain.container(
                 BUSYBOX, ["/bin/busybox", "sh", "-c", script.replace("wc", "busybox wc")], files={"in.txt": given}
