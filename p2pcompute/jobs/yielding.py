@@ -101,6 +101,8 @@ class Yielding:
 
     def resize(self, slots: int) -> None:
         """The peer has so many slots from now on."""
+        if slots == self._slots:
+            return
         self._left = slots if self._left >= self._slots else min(self._left, slots)
         self._slots = slots
         self._asked = []
