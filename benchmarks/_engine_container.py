@@ -136,12 +136,14 @@ def main(options: list[str] | None = None) -> None:
     given = sys.argv[1:] if options is None else options
     if len(given) != 1:
         sys.exit("name an image that the engine has")
-    found = asyncio.run(figures(given[0]))
+    print(shown(asyncio.run(figures(given[0]))))
+
+
+def shown(found: ContainerFigures) -> str:
+    """Figures in words."""
     rates = ", ".join(f"{rate:.1f}/s with {count}" for count, rate in found.per_second.items())
-    print(
-        f"{found.engine}: first task {found.first_s * 1e3:.0f} ms, next worker {found.next_s * 1e3:.0f} ms, round trip {found.trip_s * 1e3:.0f} ms"
-    )
-    print(
+    return (
+        f"{found.engine}: first task {found.first_s * 1e3:.0f} ms, next worker {found.next_s * 1e3:.0f} ms, round trip {found.trip_s * 1e3:.0f} ms; "
         f"no-ops {rates} workers; {FILE_BYTES >> 20} MiB in and out {found.file_s * 1e3:.0f} ms; memory {found.memory_bytes / 2**20:.1f} MiB a container"
     )
 

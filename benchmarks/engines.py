@@ -1,9 +1,12 @@
 """What each engine costs beside a plain process in the same run: start, round trip, no-ops a second, speed of a loop, memory.
 
-    python -m benchmarks engines [--rounds 3] [ROW …]
+    python -m benchmarks engines [--rounds 3] [--image IMAGE] [ROW …]
 
 A row is a `Row`: how its worker is started, what its no-op and its loop are. An engine that does not work here is named with what it lacks. Machines
 drift by a factor of two: only ratios from one run mean anything; each figure is the median of the rounds, which take turns.
+
+Executables, clusters and containers have tasks of another kind, so rows of their own come after the table: `/bin/true`, a no-op in an executor and at Dask, and with
+`--image` a container of that image, which a container engine of this machine has.
 """
 
 from __future__ import annotations
@@ -163,10 +166,27 @@ def _resident() -> float:
     return total
 
 
+async def _others(image: str | None) -> AsyncIterator[str]:
+    """Rows of engines whose tasks are of another kind."""
+    from benchmarks import _engine_cluster, _engine_command, _engine_container
+
+    yield str(await _engine_command.measure())
+    for row in await _engine_cluster.measure():
+        yield str(row)
+    if image is not None:
+        yield _engine_container.shown(await _engine_container.figures(image))
+
+
+async def _print_others(image: str | None) -> None:
+    async for line in _others(image):
+        print(line, flush=True)
+
+
 def main(options: list[str] | None = None) -> None:
     """Measure, and print a table and ratios to the plain process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks engines")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--image", help="measure containers of this image, too")
     parser.add_argument("rows", nargs="*", help="names of rows (all)")
     given = parser.parse_args(options or [])
     engines = WasmEngines.look(Folders.locate(os.environ))
@@ -208,3 +228,6 @@ def _median(figures: list[Figures]) -> Figures:
 
 if __name__ == "__main__":
     main()
+    if not given.rows:
+        print()
+        asyncio.run(_print_others(given.image))

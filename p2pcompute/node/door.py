@@ -318,7 +318,7 @@ class Door(abc.ABC):
     def wasm(self, module: bytes | str, *, takes_bytes: tuple[str, ...] = (), **allowed: Any) -> WasmModule:
         """The exports of a WebAssembly module, given as bytes or as its text (WAT), as functions that peers run.
 
-        `takes_bytes`: names of those that get and give bytes (docs/engines.md). `allowed`: what one call may use, `fuel` (units of work),
+        `takes_bytes`: names of those that get and give bytes (docs/wasm.md). `allowed`: what one call may use, `fuel` (units of work),
         `memory_bytes`, `timeout_s`. Raises CannotShipError where the module imports anything or cannot be read.
         """
         return WasmModule(module, self.submit, limits_of(allowed), takes_bytes)
