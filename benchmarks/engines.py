@@ -224,10 +224,10 @@ def _median(figures: list[Figures]) -> Figures:
     return Figures(
         *(statistics.median(getattr(each, name) for each in figures) for name in Figures.__slots__)  # type: ignore[arg-type]
     )
+    if not given.rows:
+        print()
+        asyncio.run(_print_others(given.image))
 
 
 if __name__ == "__main__":
     main()
-    if not given.rows:
-        print()
-        asyncio.run(_print_others(given.image))
