@@ -218,15 +218,15 @@ def main(options: list[str] | None = None) -> None:
                 each.loop_s / base.loop_s, each.memory_bytes / max(base.memory_bytes, 1),
             )  # fmt: skip
             print(f"{'  as a part of process':24}" + "".join(f"{ratio:>13.2f}" for ratio in ratios))
+    if not given.rows:
+        print()
+        asyncio.run(_print_others(given.image))
 
 
 def _median(figures: list[Figures]) -> Figures:
     return Figures(
         *(statistics.median(getattr(each, name) for each in figures) for name in Figures.__slots__)  # type: ignore[arg-type]
     )
-    if not given.rows:
-        print()
-        asyncio.run(_print_others(given.image))
 
 
 if __name__ == "__main__":
