@@ -106,6 +106,32 @@ def test_no_attempt_gets_out(user: str, tmp_path: Path) -> None:
     assert "all were killed" in bomb if isinstance(bomb, str) else 100 < bomb < limits.WORKER_THREADS_MAX
 
 
+def test_no_attempt_gets_out_where_there_are_no_user_namespaces(tmp_path: Path) -> None:
+    """In a user namespace in which no further one can be made: to whoever is inside, a machine set up without them."""
+    lacking = sandbox_report().lacking(Isolation.RESTRICTED)
+    if lacking:
+        pytest.skip(f"{lacking}; tests/setup.sh installs what it may")
+    none_further = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    machine = ["unshare", "--user", "--map-root-user", "sh", "-c", none_further, "sh"]
+    try:
+        subprocess.run([*machine, "true"], check=True, capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("this user cannot make a user namespace, so there is nothing to take away")
+    driver = [sys.executable, "-m", "tests.attack.escape_driver", str(tmp_path), Isolation.SANDBOX.value]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run([*machine, *driver], cwd=ROOT, env=environment, capture_output=True, timeout=RUN_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr.decode()
+    found = json.loads(done.stdout)
+    assert found["level"] == Isolation.RESTRICTED, "asked for a sandbox, it says what it could do"
+    escapes = [
+        f"{name}: {seen}"
+        for name in ATTEMPTS
+        if ((seen := found[name])["reached"] and name not in APART) or seen["damage"]
+    ]
+    assert not escapes
+    assert found["next submitter"] == [3, '{"a": 1}', []]
+
+
 def _reads_one(path: str) -> bool:
     try:
         return Path(path).read_text().strip() != "0"
