@@ -450,6 +450,7 @@ _OWN_WORD = "takes a name that this machine's user typed"
 
 #: What looks like a decoder and is none, with the reason.
 NOT_DECODERS: dict[str, str] = {
+    "p2pcompute.execution.sandbox.seccomp.for_process": _OWN_BYTES,
     "p2pcompute.wire.session.digest": "hashes whatever it is given",
     "p2pcompute.net.handshakes.Candidate.prove": _OWN_BYTES,
     "p2pcompute.net.udp_port.UdpPort.hand_in": "passes a datagram on unread",

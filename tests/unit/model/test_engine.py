@@ -60,13 +60,19 @@ def test_what_includes_what(asked: str, offered: tuple[str, ...], is_right: bool
 
 
 def test_what_a_job_asks_of_its_engine_becomes_a_requirement() -> None:
-    options = JobOptions(engine="wasm-python", isolation=Isolation.SANDBOX, grants=("folder:d",))  # type: ignore[arg-type]
+    options = JobOptions(engine="container", isolation=Isolation.SANDBOX, grants=("folder:d",))  # type: ignore[arg-type]
     assert [str(each) for each in options.requirements] == [
-        "engine == wasm-python",
+        "engine == container",
         "grant == folder:d",
         "isolation >= sandbox",
     ]
     assert options.demands == Demands(Isolation.SANDBOX, ("folder:d",))
+
+
+def test_webassembly_holds_better_than_any_peer_states() -> None:
+    options = JobOptions(engine="wasm", isolation=Isolation.WASM)  # type: ignore[arg-type]
+    assert [str(each) for each in options.requirements] == ["engine == wasm"]
+    assert options.demands.isolation is Isolation.WASM
 
 
 def test_a_job_that_asks_nothing_requires_nothing() -> None:
