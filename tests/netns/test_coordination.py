@@ -15,7 +15,6 @@ from tests.netns.rig import require_rig
 from tests.netns.scenes import scene
 from tests.netns.wide import FarPeers, WideNetwork, require_wide
 from tests.support import far_tasks
-from tests.support.holding import PLAIN_ENVIRONMENT
 from tests.support.peers import until, until_now
 
 pytestmark = pytest.mark.netns
@@ -107,9 +106,9 @@ def test_sites_get_shares_as_a_whole_and_a_key_node_that_dies_takes_nothing_with
             await _killed_in_mid_job(origin, far, tmp_path)
 
     with scene() as stage:
-        stage.environ.update(PLAIN_ENVIRONMENT)
         wide = WideNetwork(stage.rig, sites=SITES, delay_ms=15, mbit_per_s=20)
-        far = FarPeers(stage, wide, each=EACH)
+        # Tasks note where they ran, on this machine's disk.
+        far = FarPeers(stage, wide, each=EACH, flags=("--isolation", "process"))
         far.wait_for_communities(FOUND_WITHIN_S)
         asyncio.run(play(far))
         assert wide.is_carrying

@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -93,10 +94,12 @@ class FarPeers:
     """`each` peers at every site of `wide`, forked from one process, on a host each: `peer23` is the third one of the second site.
 
     They are of one user and share a data folder: invitations would show nothing more. All know the address of the first, `peer11`. Nothing
-    else is told to anybody.
+    else is told to anybody. `flags`: further ones of `up`.
     """
 
-    def __init__(self, stage: Stage, wide: WideNetwork, *, each: int, slots: int = 2) -> None:
+    def __init__(
+        self, stage: Stage, wide: WideNetwork, *, each: int, slots: int = 2, flags: Sequence[str] = ()
+    ) -> None:
         assert each < 10
         self.wide = wide
         #: Names of the peers at each site.
@@ -109,7 +112,7 @@ class FarPeers:
         owner = stage.machine_at(hosts[0], "all")
         owner.run("network", "create", "home")
         first = f"{hosts[0].address}:{limits.PEER_PORT}"
-        told = ("--slots", str(slots), "--bootstrap", first)
+        told = ("--slots", str(slots), "--bootstrap", first, *flags)
         #: The process that forked all.
         self.parent = forked(owner, {host: ("--name", host.name, *told) for host in hosts})
         count = len(hosts)
