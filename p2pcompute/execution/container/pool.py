@@ -32,7 +32,7 @@ from p2pcompute.execution.values import Handle, decode, encode_failure
 from p2pcompute.model import limits
 from p2pcompute.model.errors import BlobMissingError, P2PComputeError, ProtocolError, ResourceError, UsageError
 from p2pcompute.model.ids import BlobId
-from p2pcompute.model.job import Outcome
+from p2pcompute.model.job import Outcome, Usage
 from p2pcompute.model.seams import Clock
 
 #: Runs a coroutine once, under whoever owns the pool's tasks; None where that is stopping.
@@ -263,8 +263,8 @@ class ContainerPool:
         worker.current = None
         worker.dropped.discard((run.task, run.attempt))
         worker.tasks_done += 1
-        # `ended.cpu_us` and `ended.memory_bytes` are what is known of what it used.
-        end = TaskEnd(run.task, run.attempt, ended.outcome, int(wall_s * 1e6), ended.payload)
+        used = Usage(ended.cpu_us, ended.memory_bytes)
+        end = TaskEnd(run.task, run.attempt, ended.outcome, int(wall_s * 1e6), ended.payload, used)
         self._events.tasks_ended(worker.number, [end])
 
     async def _bench(self, worker: _Worker) -> Bench:

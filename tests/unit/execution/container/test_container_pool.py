@@ -113,6 +113,18 @@ async def test_a_time_out_kills(containers: MakeBench) -> None:
         assert (await bench.end(bench.give(worker, timeout_s=0.5))).outcome is Outcome.TIMED_OUT
 
 
+async def test_what_a_task_used_is_told_as_far_as_it_was_measured(containers: MakeBench) -> None:
+    async with containers() as bench:
+        worker = bench.spawn(BUSYBOX, "/bin/sh", "-c", "while :; do :; done")
+        # Measured about once a second: on a busy machine a short task may end before.
+        for timeout_s in (3.0, 6.0, 20.0):
+            usage = (await bench.end(bench.give(worker, timeout_s=timeout_s))).usage
+            if usage.cpu_us:
+                break
+        assert usage.cpu_us > 10_000
+        assert usage.peak_memory_bytes > 10_000
+
+
 async def test_a_task_that_is_stopped_by_its_limit_gives_what_it_has(containers: MakeBench) -> None:
     async with containers() as bench:
         worker = bench.spawn(BUSYBOX, "/bin/sh", "-c", "echo half; echo 1 > out/part; sleep 600")
