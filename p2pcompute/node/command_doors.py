@@ -37,7 +37,7 @@ class CommandDoors(Door):
         It runs in a fresh folder with `files` in it, content (bytes, a text or a handle) by path. `./PATH` as the executable is one of them;
         else it is the peer's own. `out`: patterns of the files to bring back, such as "*.png" or "results/"; None: all that are new. The answer is a
         mapping: status, stdout, stderr, files by path, and dropped_bytes, where more was printed than comes back. A status other
-        than 0 raises subprocess.CalledProcessError unless `check` is False. Raises also what `submit` does.
+        than 0 raises CommandFailedError unless `check` is False. Raises also what `submit` does.
         """
         await self._ready()
         chosen = command_options(options_given(options, named_options))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pcompute.execution.engines.task_files import checked_path
+from p2pcompute.execution.task_files import check_path
 from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import ResourceError, ResultRefusedError, UsageError
 from p2pcompute.model.job import JobOptions
@@ -48,7 +48,7 @@ def checked_answer(value: Any) -> dict[str, Any]:
         raise ResultRefusedError("the answer to a command has not the form of one: the peer that gave it is at fault")
     for name, content in value["files"].items():
         try:
-            checked_path(name)
+            check_path(name)
         except UsageError as error:
             raise ResultRefusedError(f"the answer to a command holds a file that was refused: {error}") from error
         if not isinstance(content, bytes):
@@ -60,7 +60,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files of an answer below `folder`, in the place of older ones, never behind a link. Raises UsageError, ResourceError."""
     root = folder.resolve()
     for name, content in files.items():
-        path = root.joinpath(*checked_path(name).split("/"))
+        path = root.joinpath(*check_path(name).split("/"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.resolve() != path.parent or path.is_symlink():
@@ -80,7 +80,7 @@ def read_files(names: Sequence[str]) -> dict[str, bytes]:
         inner = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
         for each in inner:
             below = each.relative_to(path).as_posix()
-            key = checked_path(name if below == "." else f"{name}/{below}")
+            key = check_path(name if below == "." else f"{name}/{below}")
             if key in found:
                 raise UsageError(f"two files would be {key!r}: give one of them another name, NAME={each}")
             try:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pcompute import CommandTask
-from p2pcompute.model.errors import NoAvailableNodesError, NoWorkersError, UsageError
+from p2pcompute.model.errors import CommandFailedError, NoAvailableNodesError, NoWorkersError, UsageError
 from p2pcompute.node.peer import Peer
 from tests.support.peers import machine, network, own_ports
 
@@ -32,9 +31,9 @@ def test_commands_run_where_owners_let_them(home: Path) -> None:
             ["sh", "-c", "tr a-z A-Z < in.txt > out.txt; cat -"], files={"in.txt": "text"}, stdin=b"in", out="out.txt"
         )
         assert (done["stdout"], done["files"]) == (b"in", {"out.txt": b"TEXT"})
-        with pytest.raises(subprocess.CalledProcessError, match="status 7") as caught:
+        with pytest.raises(CommandFailedError, match="status 7") as caught:
             await peers[0].command(["sh", "-c", "echo why >&2; exit 7"])
-        assert caught.value.stderr == b"why\n"
+        assert caught.value.stderr == "why\n"
         with pytest.raises(NoWorkersError, match="the executable 'no-such-program' is not installed here"):
             await peers[0].command(["no-such-program", "word"])
 

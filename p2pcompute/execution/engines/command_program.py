@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from p2pcompute.execution.engines.command_files import checked_pattern
 from p2pcompute.execution.engines.document import DEMANDS, ENGINE
-from p2pcompute.execution.engines.task_files import checked_path, checked_pattern
+from p2pcompute.execution.task_files import check_path
 from p2pcompute.model import limits
 from p2pcompute.model.engine import NOTHING_DEMANDED, Demands, Engine
 from p2pcompute.model.errors import CannotShipError, ProtocolError, UsageError
@@ -32,7 +33,7 @@ _PATH = Text(limits.TASK_PATH_CHARS_MAX)
 
 def _path(text: str) -> str:
     try:
-        return checked_path(text)
+        return check_path(text)
     except UsageError as error:
         raise ValueError(str(error)) from error
 
@@ -98,7 +99,7 @@ def pack_command(
             PROGRAM,
             Engine.COMMAND,
             executable,
-            tuple(sorted((checked_path(name), bytes(data)) for name, data in (files or {}).items())),
+            tuple(sorted((check_path(name), bytes(data)) for name, data in (files or {}).items())),
             tuple(sorted((environment or {}).items())),
             None if patterns is None else tuple(checked_pattern(pattern) for pattern in patterns),
             check,

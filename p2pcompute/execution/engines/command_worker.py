@@ -25,20 +25,22 @@ from pathlib import Path
 from typing import Any
 
 from p2pcompute.execution import values
+from p2pcompute.execution.engines.command_files import TaskFolder
 from p2pcompute.execution.engines.command_program import CommandBody, open_command
-from p2pcompute.execution.engines.task_files import TaskFolder
 from p2pcompute.execution.loader import ProgramLoadError
 from p2pcompute.execution.worker_handles import HandleValues
 from p2pcompute.execution.worker_output import STDERR, STDOUT
 from p2pcompute.model import limits
-from p2pcompute.model.errors import ProtocolError, UsageError
+from p2pcompute.model.errors import CommandFailedError, ProtocolError, UsageError
 from p2pcompute.model.job import Outcome
 
 _READ_BYTES = 64 * 1024
 #: How long a look for the end of the executable may wait where the system gives no descriptor of it.
 _LOOK_S = 0.05
+#: Of the command line, in the words of a failure.
+_LINE_CHARS = 200
 #: What of stderr an exception carries as its note: the lines that say what was wrong.
-_NOTE_BYTES = 2_000
+_NOTE_CHARS = 2_000
 #: What of both copies an exception carries; the submitter has seen all of it as output.
 _FAILURE_BYTES = 64 * 1024
 #: Variables of the worker that are about the worker.
@@ -150,10 +152,13 @@ def _environment(body: CommandBody, home: Path) -> dict[str, str]:
     return environment | dict(body.environment)
 
 
-def _failure(line: list[str], status: int, streams: _Streams) -> subprocess.CalledProcessError:
-    out, err = (bytes(streams.kept[stream][-_FAILURE_BYTES:]) for stream in (STDOUT, STDERR))
-    failure = subprocess.CalledProcessError(status, line, out, err)
-    note = err[-_NOTE_BYTES:].decode("utf-8", "replace").strip()
+def _failure(line: list[str], status: int, streams: _Streams) -> CommandFailedError:
+    out, err = (streams.kept[stream][-_FAILURE_BYTES:].decode("utf-8", "replace") for stream in (STDOUT, STDERR))
+    shown = " ".join(line)[:_LINE_CHARS]
+    failure = CommandFailedError(
+        f"the command {shown!r} ended with status {status}", status=status, stdout=out, stderr=err
+    )
+    note = err[-_NOTE_CHARS:].strip()
     if note:
         failure.add_note(f"stderr: {note}")
     return failure

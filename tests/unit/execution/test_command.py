@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from p2pcompute.execution.pool import ProgramKey, TaskEnd, TaskRun
 from p2pcompute.execution.values import Handle
 from p2pcompute.model import limits
 from p2pcompute.model.engine import Demands, Engine
-from p2pcompute.model.errors import UsageError
+from p2pcompute.model.errors import CommandFailedError, UsageError
 from p2pcompute.model.ids import BlobId, PeerId, ProgramId
 from p2pcompute.model.job import Outcome
 from p2pcompute.model.peer import Isolation
@@ -104,8 +103,8 @@ def test_a_status_other_than_0_raises_unless_it_was_asked_for() -> None:
         line = ("-c", "echo so; echo why >&2; : > made; exit 3")
         strict, lenient = spawn(pool, "sh"), spawn(pool, "sh", check=False, out=["made", "missing"])
         error = failure(await call(pool, strict, 1, *line))
-        assert isinstance(error, subprocess.CalledProcessError)
-        assert (error.returncode, error.stdout, error.stderr) == (3, b"so\n", b"why\n")
+        assert isinstance(error, CommandFailedError)
+        assert (error.status, error.stdout, error.stderr) == (3, "so\n", "why\n")
         assert error.__notes__ == ["stderr: why"]
         done = await answer(pool, lenient, 2, *line)
         assert (done["status"], done["files"]) == (3, {"made": b""})

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from p2pcompute.execution.task_files import check_path
 from p2pcompute.model import limits
 from p2pcompute.model.errors import UsageError
 
@@ -22,20 +23,11 @@ _EXECUTABLE = (b"#!", b"\x7fELF")
 _WILDCARDS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-def checked_path(text: object) -> str:
-    """`text` as the name of a file of a task. Raises UsageError."""
-    if not isinstance(text, str) or not text or len(text) > limits.TASK_PATH_CHARS_MAX:
-        raise UsageError(f"{text!r} is no file's name: give 1 to {limits.TASK_PATH_CHARS_MAX} characters")
-    if text.startswith("/") or "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in text.split("/")):
-        raise UsageError(f"{text!r} is no path within the task's folder: write names with slashes between them")
-    return text
-
-
 def checked_pattern(text: object) -> str:
     """`text` as a pattern of files of a task: a path in which `*`, `?` and `**` may stand, or a folder's with a slash behind. Raises UsageError."""
     if not isinstance(text, str):
         raise UsageError(f"{text!r} is no pattern of files: write a text such as 'out.png' or '*.csv'")
-    checked_path(text.removesuffix("/"))
+    check_path(text.removesuffix("/"))
     return text
 
 
@@ -53,7 +45,7 @@ class TaskFolder:
         if len(files) > limits.TASK_FILES_MAX:
             raise UsageError(f"{len(files)} files: {limits.TASK_FILES_MAX} at most, so pack them into one")
         for name, content in files.items():
-            path = self.root.joinpath(*checked_path(name).split("/"))
+            path = self.root.joinpath(*check_path(name).split("/"))
             if not isinstance(content, (bytes, bytearray, memoryview, str)):
                 raise TypeError(f"the content of {name!r} is of type {type(content).__name__}: give bytes or a text")
             data = content.encode() if isinstance(content, str) else bytes(content)
