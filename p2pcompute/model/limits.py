@@ -496,8 +496,6 @@ COMMAND_WORD_CHARS_MAX = 65_536
 COMMAND_OUTPUT_BYTES_MAX = 16 << 20
 #: Variables that a program sets for its commands.
 COMMAND_VARIABLES_MAX = 256
-#: Processes of one worker that runs commands, where the sandbox can count them: a build with several compilers, not a fork bomb.
-COMMAND_PROCESSES_MAX = 256
 #: Files that go into one task or come out of it; whoever has more packs them.
 TASK_FILES_MAX = 4_096
 #: Bytes of all files of one task that come back: half of what one value may have, so that the answer surely travels.

@@ -45,7 +45,7 @@ class ProgramHead:
     def allowed(self) -> tuple[str, ...]:
         """What holds inside the sandbox of its workers: the grants that it asks for, and what its engine cannot do without.
 
-        A command is a process that a worker starts, so it may start more: inside its own sandbox, up to `limits.COMMAND_PROCESSES_MAX`. Nobody
+        A command is a process that a worker starts, so it may start more: inside its own sandbox, up to `limits.WORKER_THREADS_MAX`. Nobody
         grants that one by one: who lets an engine run commands has allowed it.
         """
         implied = ("processes",) if self.engine is Engine.COMMAND else ()
