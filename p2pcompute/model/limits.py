@@ -430,6 +430,9 @@ SHARE_MEMBERS_MAX = 1_024
 SHARE_BLOBS_MAX = 32
 #: Tasks that one partial aggregate names: as many as one origin may have queued at one peer.
 PARTIAL_TASKS_MAX = 65_536
+#: Tasks that a coordinator holds merged before it hands them over: submitters read inputs only twice `INPUTS_AHEAD` beyond what they have
+#: answers for, and with seven other communities that is used up by what lies merged there (measured: a fifth of a long job's time).
+MERGED_TASKS_MAX = INPUTS_AHEAD // 4
 #: Arguments of one origin that lie in a coordinator's memory: an eighth of what a full queue of the largest could be; what is
 #: beyond is given back, as by a lender that has no room.
 SHARE_ARGUMENT_BYTES_MAX = 512 << 20

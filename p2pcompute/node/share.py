@@ -261,8 +261,8 @@ class Share:
 
     @property
     def is_full(self) -> bool:
-        """Whether what is merged nearly fills a partial aggregate."""
-        return len(self._merged) >= limits.PARTIAL_TASKS_MAX // 2 or self._ranges >= limits.BATCH_TASKS_MAX // 2
+        """Whether so much is merged that it must be handed over: a partial aggregate is nearly full, or the submitter waits for it to read on."""
+        return len(self._merged) >= limits.MERGED_TASKS_MAX or self._ranges >= limits.BATCH_TASKS_MAX // 2
 
     @property
     def is_merging(self) -> bool:

@@ -229,6 +229,21 @@ def test_a_partial_aggregate_never_names_more_than_one_message_may(
     assert stayed == list(range(100, 105))
 
 
+def test_what_is_merged_is_handed_over_before_the_submitter_reads_no_further(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert limits.MERGED_TASKS_MAX * 7 < 2 * limits.INPUTS_AHEAD, (
+        "seven communities do not use up what may be read ahead"
+    )
+    monkeypatch.setattr(limits, "MERGED_TASKS_MAX", 3)
+    share = share_of(store)
+    filled = []
+    for task in range(3):
+        assert share.merge(task, 1, Outcome.RETURNED, encode(task), ONE)[0]
+        filled.append(share.is_full)
+    assert filled == [False, False, True]
+
+
 def test_a_share_that_is_over_holds_nothing(store: BlobStore) -> None:
     share = share_of(store)
     for task in range(15):
