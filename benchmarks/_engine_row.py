@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from p2pcompute.execution.pool_types import TaskEnd
-from p2pcompute.execution.process_tree import family_memory_bytes
+from p2pcompute.execution.process_tree import weigh_families
 from p2pcompute.model.ids import BlobId
 from p2pcompute.model.job import Outcome
 from p2pcompute.model.seams import Clock
@@ -44,7 +44,7 @@ def clock() -> Clock:
 
 def family_mib(pid: int) -> float:
     """Resident memory of a process and all that it has started."""
-    return family_memory_bytes([pid], [1 << 60])[0] / (1 << 20)
+    return weigh_families([pid], [None])[0].memory_bytes / (1 << 20)
 
 
 class Waiter:
