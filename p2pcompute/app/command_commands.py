@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from p2pcompute.app.common import EXIT_BY_SIGNAL, Command, json_option, note, peer_option, run_async, settings_of, usage
-from p2pcompute.app.placement_options import placement_options
+from p2pcompute.app.placement_options import chosen_options
 from p2pcompute.app.render import print_json
 from p2pcompute.app.submit_commands import a_door
 
@@ -109,7 +109,7 @@ def exec_(
     if out is not None and out.exists() and not out.is_dir():
         usage(f"--out {out} is no folder")
     content = read_files(files)
-    options = _options_of(given)
+    options = chosen_options(_NOT_HERE | given)
 
     async def perform() -> dict[str, Any]:
         async with a_door(settings, given["peer"]) as door:
@@ -140,23 +140,6 @@ def exec_(
             )
     if status:
         raise click.exceptions.Exit(status if status > 0 else EXIT_BY_SIGNAL - status)
-
-
-def _options_of(given: dict[str, Any]) -> dict[str, Any]:
-    from p2pcompute.node.config import parse_size
-
-    chosen: dict[str, Any] = {
-        "timeout_s": given["timeout"],
-        "retries": given["retries"],
-        "priority": given["priority"],
-    }
-    if given["memory"] is not None:
-        try:
-            chosen["memory_bytes"] = parse_size(given["memory"])
-        except ValueError as error:
-            usage(f"--memory is {given['memory']!r}: {error}")
-    chosen |= placement_options(_NOT_HERE | given)
-    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _stdin(name: str | None) -> bytes:

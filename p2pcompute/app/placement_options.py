@@ -10,6 +10,24 @@ from p2pcompute.app.common import usage
 _FLAGS = {"local": "prefer_local", "prefer_local": "prefer_local", "key_nodes": "key_nodes"}
 
 
+def chosen_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Options by name from the flags that all commands which run something share, those that were given. Ends the program for a wrong size or wish."""
+    from p2pcompute.node.config import parse_size
+
+    chosen: dict[str, Any] = {
+        "timeout_s": given["timeout"],
+        "retries": given["retries"],
+        "priority": given["priority"],
+    }
+    if given["memory"] is not None:
+        try:
+            chosen["memory_bytes"] = parse_size(given["memory"])
+        except ValueError as error:
+            usage(f"--memory is {given['memory']!r}: {error}")
+    chosen |= placement_options(given)
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
 def placement_options(given: dict[str, Any]) -> dict[str, Any]:
     """Options by name, None where a flag was not given. Ends the program with a usage error for a wish that is none."""
     return {

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from p2pcompute.app.common import Command, Settings, json_option, note, peer_option, run_async, settings_of, usage
-from p2pcompute.app.placement_options import placement_options
+from p2pcompute.app.placement_options import chosen_options
 from p2pcompute.app.program_file import KINDS, file_inputs, function_of, json_arguments, json_lines, load_program
 from p2pcompute.app.progress import Progress
 from p2pcompute.app.render import plain, print_json_line, printable, result_text
@@ -259,24 +259,10 @@ def _run(
 
 def options_of(given: dict[str, Any]) -> JobOptions:
     """What `job_options` gave, as the options of a job. Raises UsageError."""
-    from p2pcompute.node.config import parse_size
     from p2pcompute.node.door import options_named
 
-    chosen: dict[str, Any] = {
-        "timeout_s": given["timeout"],
-        "job_timeout_s": given["job_timeout"],
-        "retries": given["retries"],
-        "priority": given["priority"],
-    }
-    if given["memory"] is not None:
-        try:
-            chosen["memory_bytes"] = parse_size(given["memory"])
-        except ValueError as error:
-            usage(f"--memory is {given['memory']!r}: {error}")
-    chosen |= placement_options(given)
-    return options_named(
-        {"on_error": given["on_error"]} | {name: value for name, value in chosen.items() if value is not None}
-    )
+    # None is what no time-out for the whole job is called anyway.
+    return options_named({"on_error": given["on_error"], "job_timeout_s": given["job_timeout"]} | chosen_options(given))
 
 
 async def perform(settings: Settings, work: Work) -> None:

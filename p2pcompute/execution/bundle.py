@@ -78,9 +78,9 @@ def make_program(
     return _Maker(engine, demands).make(entries)
 
 
-def program_of(data: bytes, entry: str) -> Program:
-    """A program of another engine than Python, which was made elsewhere and has one entry; no classes travel with it."""
-    return Program(ProgramId(blake3(data).digest()), data, (entry,), (), (), None, ClassResolver({}), True)
+def program_of(data: bytes, entries: tuple[str, ...]) -> Program:
+    """A program of another engine than Python, which was made elsewhere; no classes travel with it."""
+    return Program(ProgramId(blake3(data).digest()), data, entries, (), (), None, ClassResolver({}), True)
 
 
 class _Maker:

@@ -96,7 +96,7 @@ class CommandDoors(Door):
         data = pack_command(
             executable, files=files, environment=environment, out=out, check=check, demands=options.demands
         )
-        return program_of(data, ENTRY)
+        return program_of(data, (ENTRY,))
 
 
 def _split(line: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The names by which Python uses the network: submit, map, map_reduce, put; command and map_command for executables.
+"""The four names by which Python uses the network: submit, map, map_reduce, put.
 
 `Door` turns functions into programs and values into payloads, opens a job stream, and turns what comes back into the caller's own
 classes and exceptions. `Peer` opens streams in its own process, `RemotePeer` through the control socket of a running peer.
@@ -376,10 +376,6 @@ class Door(abc.ABC):
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
-
-
-def _one_argument(program: Program) -> Callable[[Any], bytes]:
-    return lambda value: encode([[value], {}], classes=program.names)
 
 
 def _named(value: Any) -> tuple[bytes, BlobId]:

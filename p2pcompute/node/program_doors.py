@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pcompute.execution.bundle import Program
+from p2pcompute.execution.bundle import Program, program_of
 from p2pcompute.execution.container.program import (
     ENTRIES,
     FOLDER,
@@ -24,17 +24,14 @@ from p2pcompute.execution.container.program import (
 )
 from p2pcompute.execution.program_zip import open_program_zip
 from p2pcompute.execution.task_result import TaskResult
-from p2pcompute.execution.values import ClassResolver, Handle, encode
-from p2pcompute.jobs.submit import options_of
+from p2pcompute.execution.values import Handle, encode
 from p2pcompute.model import limits
 from p2pcompute.model.engine import Engine
 from p2pcompute.model.errors import UsageError
-from p2pcompute.model.ids import ProgramId
 from p2pcompute.model.job import JobOptions, JobProgress
 from p2pcompute.node.command_doors import CommandDoors
-from p2pcompute.node.door import Inputs
+from p2pcompute.node.door import Inputs, options_given
 from p2pcompute.node.job_stream import OutputRow
-from p2pcompute.storage.blobs import blob_id_of
 
 __all__ = ["ProgramDoors", "TaskResult"]
 
@@ -196,10 +193,7 @@ def _container_program(
         "scratch_bytes": _size("scratch", rest.pop("scratch", None)),
         "checks": bool(rest.pop("check", True)),
     }
-    given = rest.pop("options", None)
-    if given is not None and rest:
-        raise UsageError(f"give options=… or single options ({', '.join(sorted(rest))}), not both")
-    options = given if given is not None else options_of(rest)
+    options = options_given(rest.pop("options", None), rest)
     if options.engine not in (None, Engine.CONTAINER):
         raise UsageError(f"a container cannot be run by the engine {options.engine}: leave the engine out")
     options = dataclasses.replace(options, engine=Engine.CONTAINER)
@@ -215,18 +209,7 @@ def _container_program(
         **wishes,
         **fields,
     )
-    data = pack_container_program(document)
-    program = Program(
-        id=ProgramId(blob_id_of(data)),
-        data=data,
-        entries=ENTRIES,
-        modules=(),
-        requires=(),
-        python_minor=None,
-        classes=ClassResolver({}),
-        is_settled=True,
-    )
-    return program, options
+    return program_of(pack_container_program(document), ENTRIES), options
 
 
 def _zip_program(archive: Path | bytes, start: str, image: str, named: dict[str, Any]) -> tuple[Program, JobOptions]:

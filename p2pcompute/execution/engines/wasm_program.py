@@ -11,16 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from blake3 import blake3
-
-from p2pcompute.execution.bundle import Program
+from p2pcompute.execution.bundle import Program, program_of
 from p2pcompute.execution.engines.document import DEMANDS, ENGINE
 from p2pcompute.execution.engines.wasm_binary import Signature, WasmInterface, interface_of, is_wasm
-from p2pcompute.execution.values import ClassResolver
 from p2pcompute.model import limits
 from p2pcompute.model.engine import NOTHING_DEMANDED, Demands, Engine
 from p2pcompute.model.errors import CannotShipError, ProtocolError, UnknownNameError, UsageError
-from p2pcompute.model.ids import ProgramId
 from p2pcompute.wire.codec import Converted, Many, Maybe, Raw, Row, Schema, Text, Whole, pack, unpack
 
 #: The version of this document.
@@ -140,10 +136,7 @@ def make_wasm_program(
     data = pack(_BODY.to_fields(body))
     if len(data) > limits.PROGRAM_BYTES_MAX:
         raise CannotShipError(f"the module has {len(binary)} bytes, at most {limits.PROGRAM_BYTES_MAX} can travel")
-    program = Program(
-        ProgramId(blake3(data).digest()), data, tuple(chosen), (), (), None, ClassResolver({}), is_settled=True
-    )
-    return program, interface
+    return program_of(data, tuple(chosen)), interface
 
 
 def refuse_imports(interface: WasmInterface) -> None:
